@@ -1,0 +1,118 @@
+"""A model on disk: a folder with `model.safetensors` and `config.yaml`. Nothing in it is ever unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from asr.config import from_mapping, to_mapping
+from asr.errors import ConfigError, ModelError
+from asr.frontend import FrontendConfig, LogMel, Normalizer
+from asr.model.las import ListenAttendSpell, ModelConfig
+from asr.tokenizer import CharTokenizer
+
+__all__ = ["Bundle", "load_bundle", "save_bundle"]
+
+FORMAT = 1  # raised when an older reader could not make sense of a newer folder
+
+
+@dataclass
+class Bundle:
+    """Everything between samples and characters, ready for use (evaluation mode)."""
+
+    model: ListenAttendSpell
+    normalizer: Normalizer
+    frontend: LogMel
+    tokenizer: CharTokenizer
+    training: dict[str, Any] = field(default_factory=dict)  # data, steps, WER: what `asr info` shows
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.name if self.path else "unnamed"
+
+    @property
+    def device(self) -> torch.device:
+        return self.normalizer.mean.device
+
+    def to(self, device: str | torch.device) -> Bundle:
+        for module in (self.model, self.normalizer, self.frontend):
+            module.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, samples: Tensor) -> Tensor:
+        """Samples (T,) at the model's rate -> normalised frames (T', n_mels)."""
+        return self.normalizer(self.frontend(samples.to(self.device)))
+
+
+def save_bundle(
+    folder: str | Path,
+    model: ListenAttendSpell,
+    normalizer: Normalizer,
+    frontend: FrontendConfig,
+    tokenizer: CharTokenizer,
+    training: Mapping[str, Any],
+) -> Path:
+    """Write the folder, weights as fp16; each file appears complete or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{k}": v.detach().half().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors |= {f"normalizer.{k}": v.detach().float().cpu() for k, v in normalizer.state_dict().items()}
+    config = {
+        "format": FORMAT,
+        "model": to_mapping(model.config),
+        "frontend": to_mapping(frontend),
+        "tokenizer": {"characters": tokenizer.characters},
+        "training": dict(training),
+    }
+    weights = folder / "model.safetensors.partial"
+    save_file(tensors, weights)
+    weights.rename(folder / "model.safetensors")
+    settings = folder / "config.yaml.partial"
+    settings.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    settings.rename(folder / "config.yaml")
+    return folder
+
+
+def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundle:
+    """Read a model folder.
+
+    Raises:
+        ModelError: the folder or a file in it is missing, damaged, or does not fit the rest.
+    """
+    folder = Path(folder)
+    for name in ("config.yaml", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder}: not a model folder: {name} is missing")
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        if config["format"] > FORMAT:
+            raise ModelError(f"{folder}: made by a newer version (format {config['format']}); upgrade asr")
+        model = ListenAttendSpell(from_mapping(ModelConfig, config["model"], "model"))
+        frontend = from_mapping(FrontendConfig, config["frontend"], "frontend")
+        tokenizer = CharTokenizer(config["tokenizer"]["characters"])
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError, ConfigError) as error:
+        detail = " ".join(str(error).split())
+        raise ModelError(f"{folder / 'config.yaml'}: damaged or not a model's settings ({detail})") from error
+    normalizer = Normalizer(frontend.n_mels)
+    try:
+        tensors = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{folder / 'model.safetensors'}: damaged ({error}); copy the model again") from error
+    try:
+        for prefix, module in (("model.", model), ("normalizer.", normalizer)):
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder}: weights do not fit config.yaml ({detail})") from error
+    bundle = Bundle(model.eval(), normalizer.eval(), LogMel(frontend).eval(), tokenizer, config["training"], folder)
+    return bundle.to(device)

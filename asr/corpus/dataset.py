@@ -1,0 +1,317 @@
+"""Manifests -> padded batches: one plan an epoch, features computed once and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.cut import MonoCut
+from lhotse.dataset import DynamicBucketingSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from asr.errors import CorpusError
+from asr.frontend import FrontendConfig, LogMel, Normalizer
+from asr.tokenizer import CharTokenizer
+
+__all__ = [
+    "Batch",
+    "BatchLoader",
+    "FeatureCache",
+    "SpeechDataset",
+    "load_cuts",
+    "plan_epoch",
+    "split_trainable",
+]
+
+Key = tuple[str, float]  # utterance id, speed factor
+
+
+@dataclass  # not frozen: Lightning moves its tensors to the device in place
+class Batch:
+    """One padded batch. Characters begin with BOS and end with EOS; padding is 0 everywhere."""
+
+    ids: list[str]
+    texts: list[str]
+    frames: Tensor  # (B, T, n_mels) log-mel, not normalised
+    lengths: Tensor  # (B,)
+    characters: Tensor  # (B, U + 2)
+    character_lengths: Tensor  # (B,) without BOS and EOS
+
+
+def load_cuts(manifests: str | Path, subsets: Sequence[str]) -> list[MonoCut]:
+    """Cuts of the named subsets from a folder that `prepare.py` wrote."""
+    cuts: list[MonoCut] = []
+    for subset in subsets:
+        path = Path(manifests) / f"cuts_{subset}.jsonl.gz"
+        if not path.is_file():
+            have = sorted(p.name[len("cuts_") : -len(".jsonl.gz")] for p in Path(manifests).glob("cuts_*.jsonl.gz"))
+            raise CorpusError(f"{path}: no such manifest; run prepare.py first (here: {', '.join(have) or 'none'})")
+        try:
+            cuts.extend(CutSet.from_file(path).to_eager())
+        except Exception as error:
+            raise CorpusError(f"{path}: not a readable cut manifest ({error}); run prepare.py again") from error
+    return cuts
+
+
+def cut_text(cut: MonoCut) -> str:
+    return " ".join(s.text for s in cut.supervisions)
+
+
+def split_trainable(
+    cuts: Sequence[MonoCut], tokenizer: CharTokenizer, reduction: int, max_duration: float, fastest: float = 1.0
+) -> tuple[list[MonoCut], list[tuple[str, str]]]:
+    """Cuts that can be trained on, and (id, reason) of the others.
+
+    CTC needs a frame for every character and one more between two equal ones; `fastest` is the highest speed
+    factor, at which the frames are fewest.
+    """
+    kept, dropped = [], []
+    for cut in cuts:
+        ids = tokenizer.encode(cut_text(cut))
+        needed = len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+        have = int(cut.duration / fastest * 100) // reduction
+        if cut.duration > max_duration:
+            dropped.append((cut.id, f"longer than {max_duration:g} s: {cut.duration:.1f} s"))
+        elif not ids:
+            dropped.append((cut.id, "empty transcript"))
+        elif needed > have:
+            dropped.append((cut.id, f"{needed} characters for CTC, but only {have} encoder frames"))
+        else:
+            kept.append(cut)
+    return kept, dropped
+
+
+def plan_epoch(
+    cuts: Sequence[MonoCut],
+    *,
+    epoch: int,
+    seed: int,
+    batch_seconds: float,
+    speeds: Sequence[float] = (1.0,),
+    ascending: bool = False,
+    longest_first: bool = False,
+) -> list[list[Key]]:
+    """The batches of one epoch: every cut once, at a speed drawn for this epoch, in buckets of like duration.
+
+    The plan depends on its arguments alone, so a resumed run and every process of a distributed one derive the
+    same. `ascending` orders the batches from short to long; `longest_first` moves the largest to the front, where
+    running out of memory shows at once.
+    """
+    rng = random.Random(f"{seed}-{epoch}")
+    keys: dict[str, Key] = {}
+    perturbed = []
+    for cut in cuts:
+        speed = rng.choice(list(speeds))
+        changed = cut if speed == 1.0 else cut.perturb_speed(speed)
+        keys[changed.id] = (cut.id, speed)
+        perturbed.append(changed)
+    sampler = DynamicBucketingSampler(
+        CutSet.from_cuts(perturbed),
+        max_duration=batch_seconds,
+        num_buckets=max(1, min(30, len(cuts) // 20)),
+        shuffle=True,
+        seed=seed + epoch,
+        world_size=1,  # batches are dealt out to processes by BatchLoader
+        rank=0,
+    )
+    batches = [list(batch) for batch in sampler]
+    if ascending:
+        batches.sort(key=lambda batch: max(cut.duration for cut in batch))
+    elif longest_first and batches:
+        largest = max(range(len(batches)), key=lambda i: len(batches[i]) * max(c.duration for c in batches[i]))
+        batches.insert(0, batches.pop(largest))
+    return [[keys[cut.id] for cut in batch] for batch in batches]
+
+
+class _FrameSource(Dataset[np.ndarray]):
+    """Features computed from the audio; what the cache is filled from."""
+
+    def __init__(self, cuts: Sequence[MonoCut], keys: Sequence[Key], frontend: FrontendConfig) -> None:
+        self.cuts = {cut.id: cut for cut in cuts}
+        self.keys = keys
+        self.frontend = frontend
+        self.log_mel = LogMel(frontend)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.frames(self.keys[index]).astype(np.float16)
+
+    def frames(self, key: Key) -> np.ndarray:
+        cut_id, speed = key
+        cut = self.cuts[cut_id]
+        cut = cut if speed == 1.0 else cut.perturb_speed(speed)
+        if cut.sampling_rate != self.frontend.sample_rate:
+            cut = cut.resample(self.frontend.sample_rate)
+        samples = torch.from_numpy(cut.load_audio()[0])
+        return self.log_mel(samples).numpy()
+
+
+class FeatureCache:
+    """Log-mel frames of many utterances in one memory-mapped fp16 file, at every speed they are trained at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        meta = json.loads((folder / "index.json").read_text())
+        self.index: dict[Key, tuple[int, int]] = {(i, s): (offset, n) for i, s, offset, n in meta["entries"]}
+        self.n_mels: int = meta["n_mels"]
+        self._data = np.memmap(folder / "features.f16", np.float16, "r").reshape(-1, self.n_mels)
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        cuts: Sequence[MonoCut],
+        speeds: Sequence[float] = (1.0,),
+        frontend: FrontendConfig | None = None,
+        workers: int | None = None,
+    ) -> FeatureCache:
+        """The cache of exactly these cuts, speeds and settings under `folder`, filled now if it is not there."""
+        frontend = frontend or FrontendConfig()
+        keys = [(cut.id, float(speed)) for speed in speeds for cut in cuts]
+        described = json.dumps([asdict(frontend), keys, [(c.duration, c.recording.sources[0].source) for c in cuts]])
+        target = Path(folder) / f"features-{hashlib.sha1(described.encode()).hexdigest()[:12]}"
+        if not (target / "index.json").is_file():
+            cls._fill(target, _FrameSource(cuts, keys, frontend), workers)
+        return cls(target)
+
+    @staticmethod
+    def _fill(target: Path, source: _FrameSource, workers: int | None) -> None:
+        from rich.progress import Progress
+
+        target.mkdir(parents=True, exist_ok=True)
+        entries, offset = [], 0
+        loader: DataLoader[np.ndarray] = DataLoader(
+            source,
+            batch_size=None,
+            num_workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
+            collate_fn=_as_is,
+            worker_init_fn=_one_thread,
+        )
+        partial = target / "features.f16.partial"
+        try:
+            with open(partial, "wb") as file, Progress(transient=True) as progress:
+                task = progress.add_task("computing features", total=len(source))
+                for key, frames in zip(source.keys, loader, strict=True):
+                    file.write(frames.tobytes())
+                    entries.append((*key, offset, len(frames)))
+                    offset += len(frames)
+                    progress.advance(task)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise CorpusError(f"{partial}: cannot write features ({error.strerror}); free space there") from error
+        partial.rename(target / "features.f16")
+        index = target / "index.json.partial"
+        index.write_text(json.dumps({"n_mels": source.frontend.n_mels, "entries": entries}))
+        index.rename(target / "index.json")
+
+    def frames(self, key: Key) -> np.ndarray:
+        """(T, n_mels) fp16 view into the file."""
+        offset, count = self.index[key]
+        return self._data[offset : offset + count]
+
+    def fit_normalizer(self, normalizer: Normalizer, ids: Sequence[str]) -> None:
+        """Global mean and variance over the utterances `ids` at speed 1."""
+        count, total, squares = 0, np.zeros(self.n_mels), np.zeros(self.n_mels)
+        for cut_id in ids:
+            frames = self.frames((cut_id, 1.0)).astype(np.float64)
+            count += len(frames)
+            total += frames.sum(0)
+            squares += (frames**2).sum(0)
+        normalizer.set_statistics(count, torch.from_numpy(total), torch.from_numpy(squares))
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+class SpeechDataset(Dataset[Batch]):
+    """Lists of keys -> batches, from a cache or, without one, from the audio."""
+
+    def __init__(
+        self, cuts: Sequence[MonoCut], tokenizer: CharTokenizer, features: FeatureCache | None = None,
+        frontend: FrontendConfig | None = None,
+    ) -> None:  # fmt: skip
+        self.texts = {cut.id: cut_text(cut) for cut in cuts}
+        self.tokenizer = tokenizer
+        self.features: FeatureCache | _FrameSource = features or _FrameSource(cuts, [], frontend or FrontendConfig())
+
+    def __getitem__(self, keys: Sequence[Key]) -> Batch:  # type: ignore[override]
+        frames = [self.features.frames(key) for key in keys]
+        texts = [self.texts[cut_id] for cut_id, _ in keys]
+        characters = [self.tokenizer.encode(text) for text in texts]
+        batch, time = len(keys), max(map(len, frames))
+        padded = np.zeros((batch, time, frames[0].shape[1]), np.float32)
+        targets = torch.zeros(batch, max(map(len, characters)) + 2, dtype=torch.long)
+        for i, (row, ids) in enumerate(zip(frames, characters, strict=True)):
+            padded[i, : len(row)] = row
+            targets[i, : len(ids) + 2] = torch.tensor([self.tokenizer.bos_id, *ids, self.tokenizer.eos_id])
+        return Batch(
+            ids=[cut_id for cut_id, _ in keys],
+            texts=texts,
+            frames=torch.from_numpy(padded),
+            lengths=torch.tensor([len(row) for row in frames]),
+            characters=targets,
+            character_lengths=torch.tensor([len(ids) for ids in characters]),
+        )
+
+
+class BatchLoader(DataLoader):
+    """A DataLoader over a fixed plan that can go on from the middle of it.
+
+    Its state is the number of batches handed out; Lightning saves it with a checkpoint and gives it back.
+    """
+
+    def __init__(
+        self, dataset: SpeechDataset, plan: Sequence[Sequence[Key]], rank: int = 0, world_size: int = 1, **options: Any
+    ) -> None:
+        # Every process gets as many batches as the others, or gradients would wait for each other for ever.
+        plan = list(plan)
+        if world_size > 1 and len(plan) % world_size:
+            plan += plan[: world_size - len(plan) % world_size]
+        self.plan = plan[rank::world_size]
+        self.position = 0
+        super().__init__(dataset, batch_size=None, sampler=_Remaining(self), collate_fn=_as_is, **options)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            self.position += 1
+            yield batch
+        self.position = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+class _Remaining:
+    """Sampler over what a loader has not handed out yet."""
+
+    def __init__(self, loader: BatchLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Sequence[Key]]:
+        return iter(self.loader.plan[self.loader.position :])
+
+    def __len__(self) -> int:
+        return len(self.loader.plan)

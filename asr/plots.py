@@ -1,0 +1,53 @@
+"""Pictures of attention over the spectrogram it attends to (matplotlib, loaded when first used)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_attention", "save_figure"]
+
+
+def plot_attention(
+    weights: np.ndarray, labels: Sequence[str], log_mel: np.ndarray, hop: float = 0.01, title: str = ""
+) -> Figure:
+    """Draw attention weights under the spectrogram, on one time axis.
+
+    Args:
+        weights: (U, N), one row a character.
+        labels: U characters.
+        log_mel: (T, n_mels) frames, every `hop` seconds; N encoder states span the same time.
+    """
+    from matplotlib.figure import Figure
+
+    seconds = len(log_mel) * hop
+    height = 2.2 + 0.16 * len(labels)
+    figure = Figure(figsize=(min(24.0, max(6.0, 1.6 * seconds)), height), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, max(1.0, 0.16 * len(labels))])
+    top.imshow(log_mel.T, origin="lower", aspect="auto", extent=(0, seconds, 0, log_mel.shape[1]), cmap="magma")
+    top.set_ylabel("mel band")
+    top.set_title(title)
+    image = bottom.imshow(
+        weights, aspect="auto", extent=(0, seconds, len(labels), 0), cmap="Greys", vmin=0, interpolation="nearest"
+    )
+    bottom.set_yticks(np.arange(len(labels)) + 0.5, labels, fontsize=7, fontfamily="monospace")
+    bottom.set_xlabel("time (s)")
+    bottom.set_ylabel("character")
+    figure.colorbar(image, ax=[top, bottom], label="attention weight", fraction=0.03, pad=0.01)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write PNG, SVG or PDF by the ending, complete or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format=path.suffix.lstrip(".") or "png", dpi=110)
+    partial.replace(path)
+    return path
