@@ -37,7 +37,11 @@ __all__ = [
     "by_speaker",
     "confusions",
     "format_alignment",
+    "format_comparison",
+    "format_confusions",
+    "format_groups",
     "format_report",
+    "format_summary",
     "html_report",
     "paired_bootstrap",
     "read_transcripts",
@@ -45,7 +49,7 @@ __all__ = [
     "write_scores",
 ]
 
-LENGTH_BINS = ((0, 0), (1, 5), (6, 10), (11, 20), (21, 40), (41, None))  # reference words, both ends included
+LENGTH_BINS = {"0": 0, "1-5": 5, "6-10": 10, "11-20": 20, "21-40": 40, "41+": float("inf")}  # most reference words
 BOOTSTRAP_CELLS = 4_000_000  # utterances drawn at a time: 32 MB of indices
 NAMED_IDS = 5  # how many ids an error message names
 
@@ -190,6 +194,9 @@ def read_transcripts(path: str | os.PathLike[str], normalize: bool = False) -> d
         raise ScoringError(f"{path}: has no utterances")
     trn = [re.fullmatch(r"(.*?)\s*\(([^\s()]+)\)", line) for _, line in lines]
     pairs: Iterable[tuple[str, str]]
+    if sum(map(bool, trn)) * 2 > len(lines) and not all(trn):
+        number = lines[trn.index(None)][0]
+        raise ScoringError(f"{path}:{number}: has no utterance id in parentheses at its end, as most lines have")
     if all(trn):
         pairs = ((match[2], match[1]) for match in trn if match)
     else:
@@ -347,19 +354,13 @@ def _resampled_ratio(
 
 
 def by_length(score: Score) -> list[Group]:
-    """Groups by number of reference words: 1-5, 6-10, 11-20, 21-40, 41+, and 0 if there are such; empty ones left out."""
+    """Groups by number of reference words, shortest first: 0, 1-5, 6-10, 11-20, 21-40, 41+; empty ones left out."""
 
     def name(utterance: UtteranceScore) -> str:
-        for low, high in LENGTH_BINS:
-            if high is None:
-                return f"{low}+"
-            if utterance.reference_words <= high:
-                return f"{low}-{high}" if high else "0"
-        raise AssertionError("the last bin has no end")
+        return next(name for name, longest in LENGTH_BINS.items() if utterance.reference_words <= longest)
 
     groups = {group.name: group for group in _grouped(score, name)}
-    order = [f"{low}+" if high is None else f"{low}-{high}" if high else "0" for low, high in LENGTH_BINS]
-    return [groups[name] for name in order if name in groups]
+    return [groups[name] for name in LENGTH_BINS if name in groups]
 
 
 def by_speaker(score: Score) -> list[Group]:
@@ -432,43 +433,68 @@ def format_alignment(utterance: UtteranceScore, width: int = 100) -> str:
         used += size + 1
     rows = []
     for block in blocks:
-        for label, cells in zip(("REF: ", "HYP: ", "EVAL:"), zip(*block, strict=True) if block else ((), (), ())):
-            rows.append(f"{label} {' '.join(cells)}".rstrip())
+        for row, label in enumerate(("REF: ", "HYP: ", "EVAL:")):
+            rows.append(" ".join([label, *(column[row] for column in block)]).rstrip())
     return "\n".join(rows)
 
 
-def format_report(score: Score, worst: int = 20) -> str:
-    """The rates with their interval, the WER by length, the most frequent confusions and the `worst` utterances."""
+def format_summary(score: Score) -> str:
+    """The rates, the counts and the interval: four lines."""
     low, high = bootstrap_interval(score)
-    lines = [
-        f"WER {score.wer:.2%}  [{score.errors} errors in {score.reference_words} words: {score.substitutions} "
-        f"substitutions, {score.deletions} deletions, {score.insertions} insertions]",
-        f"95% interval of the WER {low:.2%} - {high:.2%} (bootstrap by utterance)",
-        f"CER {score.cer:.2%}  [{score.character_errors} errors in {score.reference_characters} characters]",
-        f"{score.utterances} utterances, {sum(not u.errors for u in score.per_utterance)} of them without error",
-        "",
-        "WER by reference words",
-    ]
-    for group in by_length(score):
-        lines.append(
-            f"  {group.name:>5}  {group.wer:8.2%}  {group.utterances} utterances, {group.reference_words} words"
-        )
-    frequent = confusions(score, 10)
+    return "\n".join(
+        [
+            f"WER {score.wer:.2%}  [{score.errors} errors in {score.reference_words} words: {score.substitutions} "
+            f"substitutions, {score.deletions} deletions, {score.insertions} insertions]",
+            f"95% interval of the WER {low:.2%} - {high:.2%} (bootstrap by utterance)",
+            f"CER {score.cer:.2%}  [{score.character_errors} errors in {score.reference_characters} characters]",
+            f"{score.utterances} utterances, {sum(not u.errors for u in score.per_utterance)} of them without error",
+        ]
+    )
+
+
+def format_comparison(comparison: PairedComparison) -> str:
+    """One line: the difference in percentage points, its interval, and p."""
+    points = f"{100 * comparison.difference:+.2f} points"
+    interval = f"95% interval {100 * comparison.low:+.2f} to {100 * comparison.high:+.2f}"
+    return f"WER of the first minus WER of the second: {points} ({interval}, p = {comparison.p:.3f})"
+
+
+def format_groups(groups: Iterable[Group]) -> str:
+    """One line a group."""
+    groups = list(groups)
+    width = max((len(group.name) for group in groups), default=0)
+    return "\n".join(
+        f"  {group.name:>{width}}  {group.wer:8.2%}  {group.utterances} utterances, {group.reference_words} words"
+        for group in groups
+    )
+
+
+def format_confusions(found: Confusions) -> str:
+    """Substitutions, deletions and insertions under a heading each; a kind of error that does not occur is left out."""
     sections: list[tuple[str, list[tuple[str, int]]]] = [
-        ("Substitutions", [(f"{said} -> {heard}", count) for (said, heard), count in frequent.substitutions]),
-        ("Deletions", list(frequent.deletions)),
-        ("Insertions", list(frequent.insertions)),
+        ("Substitutions", [(f"{said} -> {heard}", count) for (said, heard), count in found.substitutions]),
+        ("Deletions", list(found.deletions)),
+        ("Insertions", list(found.insertions)),
     ]
-    for title, entries in sections:
-        if entries:
-            lines += ["", f"{title}, most frequent first", *(f"  {count:5}  {text}" for text, count in entries)]
-    bad = _worst(score)[:worst]
-    if bad:
-        lines += ["", "Worst utterances"]
-    for utterance in bad:
+    return "\n\n".join(
+        "\n".join([f"{title}, most frequent first", *(f"  {count:5}  {text}" for text, count in entries)])
+        for title, entries in sections
+        if entries
+    )
+
+
+def format_report(score: Score, worst: int = 20) -> str:
+    """What wer.txt holds: summary, WER by length, most frequent confusions and the `worst` utterances aligned."""
+    parts = [
+        format_summary(score),
+        "WER by reference words\n" + format_groups(by_length(score)),
+        format_confusions(confusions(score, 10)),
+    ]
+    for rank, utterance in enumerate(_worst(score)[:worst]):
         counts = f"{utterance.errors} errors in {utterance.reference_words} words"
-        lines += ["", f"{utterance.id}  WER {utterance.wer:.2%}  [{counts}]", format_alignment(utterance)]
-    return "\n".join(lines) + "\n"
+        head = f"{utterance.id}  WER {utterance.wer:.2%}  [{counts}]\n{format_alignment(utterance)}"
+        parts.append(head if rank else "Worst utterances\n\n" + head)
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _worst(score: Score) -> list[UtteranceScore]:

@@ -8,22 +8,37 @@ __all__ = ["CharTokenizer", "normalize_text"]
 
 CHARACTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?\b|\d+", re.IGNORECASE)
+_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+|st|nd|rd|th)?\b|\d+(?:\.\d+|st|nd|rd|th|'?s)?\b|\d+", re.I)
+_MONEY = re.compile(
+    r"([$£€])\s?(\d{1,3}(?:,\d{3})+(?!\d)|\d+)(\.\d+)?(?:\s(hundred|thousand|million|billion|trillion)\b)?", re.I | re.A
+)
+_CURRENCIES = {
+    "$": (("dollar", "dollars"), ("cent", "cents")),
+    "£": (("pound", "pounds"), ("penny", "pence")),
+    "€": (("euro", "euros"), ("cent", "cents")),
+}
 _SYMBOLS = {"&": " and ", "%": " percent ", "+": " plus ", "@": " at ", "=": " equals "}
+_LONGEST_NUMBER = 18  # digits; longer ones, like those that start with 0, are codes and read digit by digit
+# Words that begin with an apostrophe without opening a quotation.
+_CLIPPED = frozenset(
+    ("TIS", "TWAS", "TWERE", "TWILL", "TWOULD", "EM", "N", "CAUSE", "BOUT", "TIL", "TILL", "ROUND", "GAINST", "NEATH")
+)
 
 
 def normalize_text(text: str) -> str:
     """Turn ordinary English into the characters A-Z, apostrophe and single spaces.
 
     Case is raised, curly quotes become straight, accents are dropped, hyphens and
-    dashes become spaces, digits are spelled out (num2words), other punctuation goes.
-    An apostrophe stays only where it touches a letter: DON'T, 'TIS, DOGS'; a pair of
-    them that quotes a phrase goes.
+    dashes become spaces, digits and sums of money are spelled out (num2words), other
+    punctuation goes. An apostrophe stays only where it touches a letter: DON'T, 'TIS,
+    DOGS'; a pair of them that quotes a phrase goes.
 
     >>> normalize_text("“Don’t – it’s the 2nd café!”")
     "DON'T IT'S THE SECOND CAFE"
     """
     text = text.replace("’", "'").replace("‘", "'").replace("`", "'").replace("´", "'")
+    if any(symbol in text for symbol in _CURRENCIES):
+        text = re.sub("[$£€]", " ", _MONEY.sub(_spell_money, text))
     if not text.isascii():
         from anyascii import anyascii  # accents, ligatures, typographic dashes and quotes
 
@@ -31,30 +46,82 @@ def normalize_text(text: str) -> str:
     for symbol, words in _SYMBOLS.items():
         text = text.replace(symbol, words)
     if any(c.isdigit() for c in text):
+        text = re.sub(r"(?<!\S)-(?=\d)", "minus ", text)
         text = _NUMBER.sub(lambda m: f" {_spell_number(m.group())} ", text)
-    text = re.sub(r"[^A-Z' ]+", lambda m: "" if m.group() == "." else " ", text.upper())
-    # Quotes around a phrase: an apostrophe opening a word that another closes, DOGS' and 'TIS survive.
-    text = re.sub(r"(?<![A-Z'])'([A-Z][A-Z' ]*[A-Z])'(?![A-Z'])", r"\1", text)
-    text = re.sub(r"(?<![A-Z])'+(?![A-Z])", " ", text)
-    text = re.sub(r"'{2,}", "", text)
-    return " ".join(text.split())
+    text = text.upper()
+    text = re.sub(r"(?<![A-Z])(?:[A-Z]\.)+[A-Z](?![A-Z])", lambda m: m.group().replace(".", ""), text)  # U.S.A., E.G.
+    text = re.sub(r"[^A-Z' ]+", " ", text)
+    text = re.sub(r"(?<=[A-Z])'{2,}(?=[A-Z])", "'", text)
+    text = re.sub(r"'{2,}|(?<![A-Z])'(?![A-Z])", " ", text)
+    parts = text.split()
+    if "'" in text:
+        _drop_quotes(parts)
+    return " ".join(parts)
+
+
+def _drop_quotes(words: list[str]) -> None:
+    """Take away, in place, the apostrophes that open and close a quotation; DOGS', RUNNIN' and 'TIS keep theirs.
+
+    An apostrophe at the end of a word that may be clipped or possessive closes a quotation only if no other does.
+    """
+
+    def opens(word: str) -> bool:
+        return word[0] == "'" and word.strip("'") not in _CLIPPED
+
+    for i, word in enumerate(words):
+        if not opens(word):
+            continue
+        closing = None
+        for j in range(i, len(words)):
+            if j > i and opens(words[j]):
+                break
+            if words[j][-1] == "'" and words[j].strip("'") not in _CLIPPED:
+                certain = not words[j].endswith(("S'", "IN'", "O'", "TH'"))
+                if certain or closing is None:
+                    closing = j
+                if certain:
+                    break
+        if closing is not None:
+            words[i] = words[i][1:]
+            words[closing] = words[closing][:-1]
+
+
+def _spell_money(match: re.Match[str]) -> str:
+    symbol, whole, decimals, magnitude = match.groups()
+    (one, many), (one_small, many_small) = _CURRENCIES[symbol]
+    if magnitude or (decimals and len(decimals) != 3):
+        return f" {_spell_number(whole + (decimals or ''))} {magnitude or ''} {many} "
+    parts = []
+    small = int(decimals[1:]) if decimals else 0
+    if not small or whole.strip("0,"):
+        parts.append(f"{_spell_number(whole)} {one if whole == '1' else many}")
+    if small:
+        parts.append(f"{_spell_number(str(small))} {one_small if small == 1 else many_small}")
+    return f" {' and '.join(parts)} "
 
 
 @lru_cache(maxsize=4096)
 def _spell_number(number: str) -> str:
     from num2words import num2words
 
-    digits = number.replace(",", "")
-    ordinal = digits[-2:].lower() in ("st", "nd", "rd", "th")
-    if ordinal:
-        return num2words(int(float(digits[:-2])), to="ordinal")
-    if len(digits) > 18 or (len(digits) > 1 and digits[0] == "0" and "." not in digits):
-        return " ".join(num2words(int(digit)) for digit in digits if digit.isdigit())  # telephone numbers, codes
-    if "." in digits:
-        return num2words(digits)
-    value = int(digits)
-    # A bare four-digit number between 1100 and 1999 is nearly always a year.
-    return num2words(value, to="year" if "," not in number and 1100 <= value <= 1999 else "cardinal")
+    whole, _, decimals = number.replace(",", "").lower().partition(".")
+    suffix = whole.lstrip("0123456789")
+    whole = whole[: len(whole) - len(suffix)]
+    if len(whole) > _LONGEST_NUMBER or (len(whole) > 1 and whole[0] == "0" and not decimals):
+        return " ".join(num2words(int(digit)) for digit in whole + decimals)
+    value = int(whole)
+    if decimals:  # digit by digit, as it is said, and with its last zeros
+        return " ".join([num2words(value), "point", *(num2words(int(digit)) for digit in decimals)])
+    if suffix in ("st", "nd", "rd", "th"):
+        return num2words(value, to="ordinal")
+    # A bare four-digit number in these ranges is nearly always a year.
+    year = "," not in number and (1100 <= value <= 1999 or 2010 <= value <= 2099)
+    words = num2words(value, to="year" if year else "cardinal")
+    if suffix == "'s" and value % 10:
+        return words + suffix
+    if suffix:  # the 1990s, the 1990's
+        return words[:-1] + "ies" if words.endswith("y") else words + ("es" if words.endswith("x") else "s")
+    return words
 
 
 class CharTokenizer:

@@ -383,6 +383,7 @@ def test_wav_with_chunks_around_the_samples(tone):
     at = data.index(b"data")
     extra = b"LIST" + struct.pack("<I", 5) + b"INFO!\0"  # odd length: padded
     np.testing.assert_allclose(audio.load(data[:at] + extra + data[at:] + extra), tone, atol=1e-4)
+    assert "truncated" in reason_of(data[:at] + extra + data[at:-1000])
 
 
 def test_flac_of_unknown_length(tone):

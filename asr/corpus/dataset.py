@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.cut import MonoCut
-from lhotse.dataset import DynamicBucketingSampler
+from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
+from lhotse.dataset.sampling.base import CutSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -78,7 +80,7 @@ def split_trainable(
     kept, dropped = [], []
     for cut in cuts:
         ids = tokenizer.encode(cut_text(cut))
-        needed = len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+        needed = len(ids) + sum(a == b for a, b in itertools.pairwise(ids))
         have = int(cut.duration / fastest * 100) // reduction
         if cut.duration > max_duration:
             dropped.append((cut.id, f"longer than {max_duration:g} s: {cut.duration:.1f} s"))
@@ -115,15 +117,13 @@ def plan_epoch(
         changed = cut if speed == 1.0 else cut.perturb_speed(speed)
         keys[changed.id] = (cut.id, speed)
         perturbed.append(changed)
-    sampler = DynamicBucketingSampler(
-        CutSet.from_cuts(perturbed),
-        max_duration=batch_seconds,
-        num_buckets=max(1, min(30, len(cuts) // 20)),
-        shuffle=True,
-        seed=seed + epoch,
-        world_size=1,  # batches are dealt out to processes by BatchLoader
-        rank=0,
-    )
+    # Batches are dealt out to processes by BatchLoader, so the sampler is told that there is only one.
+    options: dict[str, Any] = {"max_duration": batch_seconds, "shuffle": True, "seed": seed + epoch}
+    options |= {"world_size": 1, "rank": 0}
+    if len(cuts) < 40:  # too few for buckets
+        sampler: CutSampler = SimpleCutSampler(CutSet.from_cuts(perturbed), **options)
+    else:
+        sampler = DynamicBucketingSampler(CutSet.from_cuts(perturbed), num_buckets=min(30, len(cuts) // 20), **options)
     batches = [list(batch) for batch in sampler]
     if ascending:
         batches.sort(key=lambda batch: max(cut.duration for cut in batch))
@@ -251,7 +251,7 @@ class SpeechDataset(Dataset[Batch]):
         self.tokenizer = tokenizer
         self.features: FeatureCache | _FrameSource = features or _FrameSource(cuts, [], frontend or FrontendConfig())
 
-    def __getitem__(self, keys: Sequence[Key]) -> Batch:  # type: ignore[override]
+    def __getitem__(self, keys: Sequence[Key]) -> Batch:
         frames = [self.features.frames(key) for key in keys]
         texts = [self.texts[cut_id] for cut_id, _ in keys]
         characters = [self.tokenizer.encode(text) for text in texts]
@@ -291,7 +291,7 @@ class BatchLoader(DataLoader):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
             self.position += 1
             yield batch

@@ -2,7 +2,7 @@
 
 The layout is `<subset>/<speaker>/<chapter>/<utterance>.flac` beside `<speaker>-<chapter>.trans.txt`, whose lines are
 `<utterance> <TEXT>`. What is wrong with single utterances is listed and they are left out; what would spoil a training
-or its figures (an utterance twice, a speaker in training and evaluation) stops with a CorpusError.
+or its figures (a speaker in training and evaluation, an evaluation utterance twice) stops with a CorpusError.
 """
 
 import gzip

@@ -12,12 +12,13 @@ no loop over t.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from asr.model.attention import ATTENTIONS
+from asr.model.attention import ATTENTIONS, DotProductAttention
 from asr.model.encoder import length_mask
 
 __all__ = ["Memory", "Speller", "SpellerConfig", "SpellerState"]
@@ -84,7 +85,9 @@ class Speller(nn.Module):
             nn.LSTM(c.embedding + extra if hop == 0 else above, c.d, batch_first=True) for hop in range(c.hops)
         )
         attends = c.context == "attention"
-        self.attentions = nn.ModuleList(ATTENTIONS[c.attention](c.d) for _ in range(c.hops if attends else 0))
+        self.attentions: Sequence[DotProductAttention] = nn.ModuleList(
+            ATTENTIONS[c.attention](c.d) for _ in range(c.hops if attends else 0)
+        )  # type: ignore[assignment]
         self.dropout = nn.Dropout(c.dropout)
         self.output = nn.Linear(above, c.vocabulary)
 
@@ -106,7 +109,10 @@ class Speller(nn.Module):
         return SpellerState(hidden, zeros, zeros[:, 0], memory.h.new_zeros(batch, self.config.hops, frames))
 
     def step(self, characters: Tensor, memory: Memory, state: SpellerState) -> tuple[Tensor, SpellerState]:
-        """Characters (B,) just written -> logits (B, V) of the next one, and the new state."""
+        """Characters (B,) just written -> logits (B, V) of the next one, and the new state.
+
+        Characters and state may have K rows for each row of `memory`, one after another: hypotheses of a beam.
+        """
         logits, _, state = self._run(characters[:, None], memory, state)
         return logits[:, 0], state
 
@@ -132,8 +138,11 @@ class Speller(nn.Module):
     ) -> tuple[Tensor, Tensor | None, SpellerState]:
         """Any number of steps U from `state` on; more than one only where no step needs the one before."""
         c = self.config
+        rows, steps = characters.shape
+        batch, frames, d = memory.h.shape
         x = self.dropout(self.embedding(characters))  # (B, U, E)
-        c_vector = memory.last[:, None].expand(-1, x.shape[1], -1)
+        last = memory.last if rows == batch else memory.last.repeat_interleave(rows // batch, dim=0)
+        c_vector = last[:, None].expand(-1, steps, -1)
         if c.input_feeding:
             x = torch.cat([x, state.context[:, None].to(x.dtype)], dim=-1)
         elif c.context == "cho":
@@ -141,14 +150,23 @@ class Speller(nn.Module):
         hidden, cell, weights, alpha = [], [], [], None
         context = state.context
         for hop, lstm in enumerate(self.lstms):
-            initial = (state.hidden[:, hop].unsqueeze(0).contiguous(), state.cell[:, hop].unsqueeze(0).contiguous())
-            s, (h_n, c_n) = lstm(x, initial)  # (B, U, d)
-            hidden.append(h_n[0])
-            cell.append(c_n[0])
+            if steps == 1:  # a third of the time that one step of nn.LSTM takes on CPU
+                before = (state.hidden[:, hop], state.cell[:, hop])
+                h_n, c_n = torch.lstm_cell(x[:, 0], before, *lstm.all_weights[0])  # type: ignore[index]
+                s = h_n[:, None]
+            else:
+                initial = (state.hidden[:, hop].unsqueeze(0).contiguous(), state.cell[:, hop].unsqueeze(0).contiguous())
+                s, (h_n, c_n) = lstm(x, initial)  # (B, U, d)
+                h_n, c_n = h_n[0], c_n[0]
+            hidden.append(h_n)
+            cell.append(c_n)
             s = self.dropout(s)
             if c.context == "attention":
                 previous = state.weights[:, hop]
-                a, alpha = self.attentions[hop](s, memory.h, memory.mask, memory.keys[hop], previous)
+                # The K hypotheses of an utterance are K queries of its one memory, which is not copied.
+                queries = s.reshape(batch, -1, d)
+                a, alpha = self.attentions[hop](queries, memory.h, memory.mask, memory.keys[hop], previous)
+                a, alpha = a.reshape(rows, steps, d), alpha.reshape(rows, steps, frames)
                 weights.append(alpha[:, -1])
                 context = a[:, -1]
                 x = torch.cat([a, s], dim=-1)  # [a_t ; s_t]

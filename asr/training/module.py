@@ -116,7 +116,10 @@ class LasModule(lightning.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": self.settings.weight_decay}, {"params": others}]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": self.settings.weight_decay},
+            {"params": others},
+        ]
         return torch.optim.AdamW(
             groups, lr=self.settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
         )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from asr.plots import plot_attention
-
-if TYPE_CHECKING:
-    from asr.training.module import LasModule
+from asr.training.module import LasModule
 
 __all__ = ["AttentionPlots"]
 
@@ -24,10 +22,16 @@ class AttentionPlots(Callback):
 
     @torch.no_grad()
     def on_validation_batch_end(
-        self, trainer: lightning.Trainer, pl_module: LasModule, outputs: Any, batch: Any, batch_idx: int,
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
         dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        last = trainer.num_val_batches[0] - 1  # type: ignore[index]
+    ) -> None:
+        assert isinstance(pl_module, LasModule)
+        last = trainer.num_val_batches[0] - 1
         if batch_idx != last or trainer.sanity_checking or trainer.logger is None or not trainer.is_global_zero:
             return  # the last batch holds the shortest utterances: the easiest to read
         out = pl_module.model(pl_module.normalizer(batch.frames), batch.lengths, batch.characters[:, :-1])

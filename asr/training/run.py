@@ -128,7 +128,7 @@ def train(settings: Mapping[str, Any]) -> Path:
     best = callbacks.ModelCheckpoint(
         checkpoints, "best", "dev/wer", enable_version_counter=False, save_on_train_epoch_end=False
     )
-    newest = {"monitor": "step", "mode": "max", "auto_insert_metric_name": False}
+    newest: dict[str, Any] = {"monitor": "step", "mode": "max", "auto_insert_metric_name": False}
     regular = callbacks.ModelCheckpoint(
         checkpoints, "step-{step:07d}", train_time_interval=timedelta(minutes=t["checkpoint_minutes"]), **newest
     )
@@ -137,7 +137,9 @@ def train(settings: Mapping[str, Any]) -> Path:
     if t["average_decay"]:
         chosen.insert(0, ExponentialAverage(t["average_decay"]))
     if t["early_stop_epochs"]:
-        chosen.append(callbacks.EarlyStopping("dev/wer", patience=t["early_stop_epochs"], check_on_train_epoch_end=False))
+        chosen.append(
+            callbacks.EarlyStopping("dev/wer", patience=t["early_stop_epochs"], check_on_train_epoch_end=False)
+        )
     if t["plots"]:
         chosen.append(AttentionPlots(count=t["plots"]))
     chosen.append(callbacks.RichProgressBar() if t["progress"] else callbacks.TQDMProgressBar(refresh_rate=0))
@@ -154,7 +156,7 @@ def train(settings: Mapping[str, Any]) -> Path:
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=10,
+        log_every_n_steps=t["log_every"],
         logger=TensorBoardLogger(output, name="", version="tensorboard"),
         callbacks=chosen,
         plugins=[DurableCheckpointIO()],
@@ -171,7 +173,7 @@ def export(checkpoint: Path, folder: Path, settings: Mapping[str, Any], hours: f
     module.load_state_dict(state["state_dict"])
     history = folder.parent / "history.jsonl"
     records = [json.loads(line) for line in history.read_text().splitlines()] if history.is_file() else []
-    record = next((r for r in reversed(records) if r["step"] == state["global_step"]), {})
+    record: dict[str, Any] = next((r for r in reversed(records) if r["step"] == state["global_step"]), {})
     summary = {
         "corpora": list(settings["corpus"]["train"]),
         "hours": round(hours, 2),
@@ -202,7 +204,9 @@ def _resume_from(settings: Mapping[str, Any], checkpoints: Path) -> Path | None:
     resume = settings["resume"]
     if resume == "never":
         if any(checkpoints.glob("*.ckpt")):
-            raise ConfigError(f"{checkpoints.parent} holds a run already: resume=auto goes on, or choose another output=")
+            raise ConfigError(
+                f"{checkpoints.parent} holds a run already: resume=auto goes on, or choose another output="
+            )
         return None
     path = latest_checkpoint(checkpoints) if resume == "auto" else Path(resume)
     if path is None:

@@ -6,24 +6,15 @@ python recipes/librispeech/train.py experiment=small corpus.manifests=data/mini 
 A run that was stopped, for whatever reason, goes on when the same command is given again.
 """
 
-import logging
-
 import hydra
-import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from asr._exit import friendly_errors
+from asr.training.recipe import run_training
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="train")
-@friendly_errors
 def main(config: DictConfig) -> None:
-    from asr.training.run import train
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    train(OmegaConf.to_container(config, resolve=True))
+    run_training(config)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,390 @@
+"""What a hypothesis is worth: one small protocol, and the speller, CTC, language model, length and coverage in it.
+
+A search over B utterances with K hypotheses each has R = B K rows, the K of an utterance one after another. At every
+step each scorer tells, for every row and every character that may follow, what the row's score gains by it; the search
+adds these up with the scorers' weights. Another scorer is another class here, or anywhere else, with these methods.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from asr.model.encoder import length_mask
+from asr.model.speller import Memory, Speller, SpellerState
+from asr.tokenizer import CharTokenizer
+
+__all__ = [
+    "CoverageScorer",
+    "CtcPrefixScorer",
+    "LanguageModel",
+    "LengthBonus",
+    "LmScorer",
+    "RepetitionGuard",
+    "Scorer",
+    "SpellerScorer",
+    "Step",
+]
+
+BLANK, BOS, EOS = CharTokenizer.blank_id, CharTokenizer.bos_id, CharTokenizer.eos_id
+
+
+@dataclass
+class Step:
+    """One step of the search, handed from scorer to scorer; the speller comes first and leaves what it saw."""
+
+    position: int  # characters already written
+    tokens: Tensor  # (R,) last character of each row; BOS at first
+    attention: Tensor | None = None  # (R, N) of the speller's last hop at this step
+
+
+class Scorer(Protocol):
+    """A part of the score. Its state is its own; it need not be a tensor."""
+
+    weight: float
+
+    def start(self, h: Tensor, lengths: Tensor, beam: int) -> Any:
+        """Encoder states (B, N, d) with lengths (B,) -> the state of R = B beam empty hypotheses."""
+
+    def score(self, state: Any, step: Step) -> tuple[Tensor, Any]:
+        """What each next character adds to each row: (R, V), or something that broadcasts to it; and the state."""
+
+    def select(self, state: Any, rows: Tensor, tokens: Tensor) -> Any:
+        """The state of new rows (R,): row i is the old row rows[i], of the same utterance, followed by tokens[i]."""
+
+    def keep(self, state: Any, utterances: Tensor) -> Any:
+        """Between `score` and `select`: only these utterances go on; the others are finished."""
+
+    def most(self, state: Any, remaining: Tensor) -> Tensor | float:
+        """The most that `score` can still add to a row, (B, 1) or (B, K), in `remaining` (B, 1) more characters.
+
+        0.0 for log-probabilities, which add nothing. The search stops when no open row can overtake a finished one.
+        """
+
+
+def _rows(utterances: Tensor, beam: int) -> Tensor:
+    """Rows of these utterances: (B',) -> (B' beam,)."""
+    return (utterances[:, None] * beam + torch.arange(beam, device=utterances.device)).flatten()
+
+
+# ---------------------------------------------------------------------------------------------------------- speller
+
+
+@dataclass(frozen=True)
+class _SpellerRows:
+    memory: Memory
+    state: SpellerState
+    beam: int
+
+
+class SpellerScorer:
+    """log p(character | characters so far, h) of the attention decoder; leaves its attention for the others."""
+
+    def __init__(self, speller: Speller, weight: float = 1.0, temperature: float = 1.0) -> None:
+        self.speller = speller
+        self.weight = weight
+        self.temperature = temperature
+        self.attends = speller.config.context == "attention"
+        # Location-aware scores look at each row's own last weights, so every row needs its own memory.
+        self.own_memory = any(attention.sequential for attention in speller.attentions)
+
+    def start(self, h: Tensor, lengths: Tensor, beam: int) -> _SpellerRows:
+        memory = self.speller.memory(h, lengths)
+        rows = torch.arange(h.shape[0], device=h.device).repeat_interleave(beam)
+        state = self.speller.start(memory).select(rows)
+        return _SpellerRows(memory.select(rows) if self.own_memory else memory, state, beam)
+
+    def score(self, state: _SpellerRows, step: Step) -> tuple[Tensor, _SpellerRows]:
+        logits, after = self.speller.step(step.tokens, state.memory, state.state)
+        logits = logits.float()
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        if self.attends:
+            step.attention = after.weights[:, -1]
+        return logits.log_softmax(-1), replace(state, state=after)
+
+    def select(self, state: _SpellerRows, rows: Tensor, tokens: Tensor) -> _SpellerRows:
+        return replace(state, state=state.state.select(rows))
+
+    def keep(self, state: _SpellerRows, utterances: Tensor) -> _SpellerRows:
+        rows = _rows(utterances, state.beam)
+        memory = state.memory.select(rows if self.own_memory else utterances)
+        return _SpellerRows(memory, state.state.select(rows), state.beam)
+
+    def most(self, state: _SpellerRows, remaining: Tensor) -> float:
+        return 0.0
+
+
+# -------------------------------------------------------------------------------------------------------------- CTC
+
+LOG_ZERO = -1e10  # finite, so that sums and differences of impossible things are numbers
+_FLOOR = -1e3  # log-probability of a character in one frame: exp of it is 0 and sums over frames stay exact enough
+
+
+@dataclass(frozen=True)
+class _CtcRows:
+    """Float64: cumulated log-probabilities run to some thousands, and what is left of them when they cancel counts.
+
+    With t = 0 .. N and x(c, t) the log-probability of c in frame t:
+        cumulated  (B, V, N + 1)  x(c, 1) + .. + x(c, t)
+        probs      (B, N, V)      exp x(c, t)
+        blank      (R, N + 1)     log-probability that t frames spell the prefix and end in blank
+        total      (R, N + 1)     .. and end in blank or in its last character
+        psi        (R, V)         log-probability that all frames spell something that begins with prefix + c;
+                                  at EOS: that they spell the prefix
+        prefix     (R,)           .. that begins with the prefix
+    """
+
+    cumulated: Tensor
+    probs: Tensor
+    blank: Tensor
+    total: Tensor
+    last: Tensor
+    prefix: Tensor
+    psi: Tensor
+    beam: int
+
+
+class CtcPrefixScorer:
+    """log p_ctc(prefix + character ...) - log p_ctc(prefix ...) (Watanabe et al. 2017, algorithm 2).
+
+    Where that algorithm (as in ESPnet's CTCPrefixScoreTH) runs a recursion over the frames for every candidate,
+    here no candidate needs one: psi(prefix + c) = log sum_t exp(total(t - 1) + x(c, t)) needs the forward variables of
+    the prefix alone, so all characters of all hypotheses are one matrix product and no pre-beam has to choose some.
+    The recursion r(t) = logaddexp(r(t - 1), phi(t - 1)) + x(t) is left for the rows that the search keeps, and there
+    it is r(t) = X(t) + logcumsumexp(phi(t - 1) - X(t - 1)) with X the cumulated x: no loop over frames either.
+
+    Padding is made of certain blanks, so that the last of the N frames speaks for every length.
+    """
+
+    def __init__(self, ctc: torch.nn.Module, weight: float) -> None:
+        self.ctc = ctc
+        self.weight = weight
+
+    def start(self, h: Tensor, lengths: Tensor, beam: int) -> _CtcRows:
+        x = self.ctc(h).double().log_softmax(-1).clamp(min=_FLOOR)  # (B, N, V)
+        batch, frames, vocabulary = x.shape
+        certain = x.new_full((vocabulary,), _FLOOR)
+        certain[BLANK] = 0.0
+        x = torch.where(length_mask(lengths, frames)[..., None], x, certain)
+        cumulated = x.new_zeros(batch, vocabulary, frames + 1)
+        torch.cumsum(x.transpose(1, 2), dim=2, out=cumulated[..., 1:])
+        blank = cumulated[:, BLANK].repeat_interleave(beam, dim=0)
+        return _CtcRows(
+            cumulated,
+            x.exp(),
+            blank,
+            total=blank,
+            last=torch.full((batch * beam,), BOS, device=h.device),
+            prefix=blank.new_zeros(batch * beam),
+            psi=blank.new_zeros(batch * beam, vocabulary),
+            beam=beam,
+        )
+
+    def score(self, state: _CtcRows, step: Step) -> tuple[Tensor, _CtcRows]:
+        batch, frames, vocabulary = state.probs.shape
+        top = state.total.amax(1, keepdim=True)  # what is e^700 times less likely than the best frame is lost
+        total = (state.total[:, :-1] - top).exp().view(batch, state.beam, frames)
+        psi = (total @ state.probs).view(-1, vocabulary)  # (R, V)
+        # A character can follow itself only across a blank.
+        blank = (state.blank[:, :-1] - top).exp().view(batch, state.beam, frames)
+        last = state.last.view(batch, 1, state.beam).expand(batch, frames, state.beam)
+        again = (blank * state.probs.gather(2, last).transpose(1, 2)).sum(-1)
+        psi = psi.scatter(1, state.last[:, None], again.view(-1, 1)).log() + top
+        psi[:, EOS] = state.total[:, -1]
+        psi = psi.clamp(min=LOG_ZERO)
+        impossible = psi < LOG_ZERO / 2  # more characters than frames, say
+        return (psi - state.prefix[:, None]).float().masked_fill(impossible, -math.inf), replace(state, psi=psi)
+
+    def select(self, state: _CtcRows, rows: Tensor, tokens: Tensor) -> _CtcRows:
+        batch, vocabulary, times = state.cumulated.shape
+        blank, total = state.blank[rows], state.total[rows]
+        phi = torch.where((tokens == state.last[rows])[:, None], blank, total)[:, :-1]
+        first = torch.arange(batch, device=rows.device).repeat_interleave(state.beam) * vocabulary
+        x = state.cumulated.view(batch * vocabulary, times)[first + tokens]  # (R, N + 1)
+        label = x.new_full(x.shape, LOG_ZERO)
+        torch.add(x[:, 1:], torch.logcumsumexp(phi - x[:, :-1], dim=1), out=label[:, 1:])
+        x_blank = state.cumulated[:, BLANK].repeat_interleave(state.beam, dim=0)
+        blank = torch.full_like(label, LOG_ZERO)
+        torch.add(x_blank[:, 1:], torch.logcumsumexp(label[:, :-1] - x_blank[:, :-1], dim=1), out=blank[:, 1:])
+        return replace(
+            state, blank=blank, total=torch.logaddexp(label, blank), last=tokens, prefix=state.psi[rows, tokens]
+        )
+
+    def keep(self, state: _CtcRows, utterances: Tensor) -> _CtcRows:
+        rows = _rows(utterances, state.beam)
+        return _CtcRows(
+            state.cumulated[utterances],
+            state.probs[utterances],
+            state.blank[rows],
+            state.total[rows],
+            state.last[rows],
+            state.prefix[rows],
+            state.psi[rows],
+            state.beam,
+        )
+
+    def most(self, state: _CtcRows, remaining: Tensor) -> float:
+        return 0.0
+
+
+# --------------------------------------------------------------------------------------------------- language model
+
+
+class LanguageModel(Protocol):
+    """What the search needs of a character language model over CharTokenizer's ids; states can be anything."""
+
+    def start(self, batch: int) -> Any:
+        """The state of `batch` rows before BOS."""
+
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Characters (R,) just written -> logits (R, V) of the next ones, and the new state."""
+
+    def select(self, state: Any, rows: Tensor) -> Any:
+        """The state of these rows, in that order and possibly repeated."""
+
+
+class LmScorer:
+    """log p_lm(character | characters so far): shallow fusion."""
+
+    def __init__(self, model: LanguageModel, weight: float) -> None:
+        self.model = model
+        self.weight = weight
+
+    def start(self, h: Tensor, lengths: Tensor, beam: int) -> tuple[Any, int]:
+        return self.model.start(h.shape[0] * beam), beam
+
+    def score(self, state: tuple[Any, int], step: Step) -> tuple[Tensor, tuple[Any, int]]:
+        logits, after = self.model.step(step.tokens, state[0])
+        return logits.float().log_softmax(-1), (after, state[1])
+
+    def select(self, state: tuple[Any, int], rows: Tensor, tokens: Tensor) -> tuple[Any, int]:
+        return self.model.select(state[0], rows), state[1]
+
+    def keep(self, state: tuple[Any, int], utterances: Tensor) -> tuple[Any, int]:
+        return self.model.select(state[0], _rows(utterances, state[1])), state[1]
+
+    def most(self, state: tuple[Any, int], remaining: Tensor) -> float:
+        return 0.0
+
+
+# ------------------------------------------------------------------------------------------------ length, coverage
+
+
+class LengthBonus:
+    """The same for every character written; nothing for EOS."""
+
+    def __init__(self, vocabulary: int, weight: float) -> None:
+        self.weight = weight
+        self.vocabulary = vocabulary
+
+    def start(self, h: Tensor, lengths: Tensor, beam: int) -> Tensor:
+        bonus = torch.ones(1, self.vocabulary, device=h.device)
+        bonus[:, EOS] = 0
+        return bonus
+
+    def score(self, state: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        return state, state
+
+    def select(self, state: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+        return state
+
+    def keep(self, state: Tensor, utterances: Tensor) -> Tensor:
+        return state
+
+    def most(self, state: Tensor, remaining: Tensor) -> Tensor:
+        return remaining.float()
+
+
+@dataclass(frozen=True)
+class _Covered:
+    attention: Tensor  # (R, N) summed over the steps
+    count: Tensor  # (R,) encoder states covered
+    lengths: Tensor  # (B,)
+    beam: int
+
+
+class CoverageScorer:
+    """One for every encoder state whose attention, summed over the steps, passes the threshold.
+
+    (Chorowski & Jaitly 2017.) Looking twice at the same place gains nothing, and leaving a part out loses what it
+    would have gained.
+    """
+
+    def __init__(self, weight: float, threshold: float) -> None:
+        self.weight = weight
+        self.threshold = threshold
+
+    def start(self, h: Tensor, lengths: Tensor, beam: int) -> _Covered:
+        batch, frames, _ = h.shape
+        zeros = torch.zeros(batch * beam, frames, device=h.device)
+        return _Covered(zeros, zeros[:, 0], lengths, beam)
+
+    def score(self, state: _Covered, step: Step) -> tuple[Tensor, _Covered]:
+        if step.attention is None:
+            raise ValueError("coverage needs a speller with attention")
+        attention = state.attention + step.attention
+        count = (attention > self.threshold).sum(1, dtype=attention.dtype)
+        return (count - state.count)[:, None], replace(state, attention=attention, count=count)
+
+    def select(self, state: _Covered, rows: Tensor, tokens: Tensor) -> _Covered:
+        return replace(state, attention=state.attention[rows], count=state.count[rows])
+
+    def keep(self, state: _Covered, utterances: Tensor) -> _Covered:
+        rows = _rows(utterances, state.beam)
+        return _Covered(state.attention[rows], state.count[rows], state.lengths[utterances], state.beam)
+
+    def most(self, state: _Covered, remaining: Tensor) -> Tensor:
+        return state.lengths[:, None] - state.count.view(-1, state.beam)
+
+
+# ------------------------------------------------------------------------------------------------------- repetition
+
+
+@dataclass(frozen=True)
+class _Recent:
+    tokens: Tensor  # (R, P) the last P characters, the newest first; blank where there is none yet
+    runs: Tensor  # (R, P) how many of the last characters equal the one p before them
+    beam: int
+
+
+class RepetitionGuard:
+    """Forbids (-inf) what would write the same 1 .. `longest` characters more than `times` times in a row.
+
+    "BEEN PLIED BEEN PLIED BEEN PLIED " is a unit of 11 characters three times in a row.
+    """
+
+    weight = 1.0
+
+    def __init__(self, vocabulary: int, times: int, longest: int) -> None:
+        self.vocabulary = vocabulary
+        self.times = times
+        self.longest = longest
+
+    def start(self, h: Tensor, lengths: Tensor, beam: int) -> _Recent:
+        tokens = torch.full((h.shape[0] * beam, self.longest), BLANK, device=h.device)
+        return _Recent(tokens, torch.zeros_like(tokens), beam)
+
+    def score(self, state: _Recent, step: Step) -> tuple[Tensor, _Recent]:
+        # A run of r at distance p means that the last p + r characters are one unit of p over and over.
+        period = torch.arange(1, self.longest + 1, device=state.runs.device)
+        full = (state.runs + 1 >= self.times * period).float()
+        repeats = torch.zeros(full.shape[0], self.vocabulary, device=full.device)
+        repeats.scatter_add_(1, state.tokens, full)
+        return torch.zeros_like(repeats).masked_fill_(repeats > 0, -math.inf), state
+
+    def select(self, state: _Recent, rows: Tensor, tokens: Tensor) -> _Recent:
+        recent, new = state.tokens[rows], tokens[:, None]
+        runs = (state.runs[rows] + 1) * (recent == new)
+        return replace(state, tokens=torch.cat([new, recent[:, :-1]], dim=1), runs=runs)
+
+    def keep(self, state: _Recent, utterances: Tensor) -> _Recent:
+        rows = _rows(utterances, state.beam)
+        return replace(state, tokens=state.tokens[rows], runs=state.runs[rows])
+
+    def most(self, state: _Recent, remaining: Tensor) -> float:
+        return 0.0

@@ -1,0 +1,80 @@
+"""Decode prepared subsets with a trained model and score them: what every recipe's `decode.py` calls."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asr.bundle import load_bundle
+from asr.config import from_mapping
+from asr.corpus.dataset import cut_text, load_cuts
+from asr.decoding.beam_search import DecodingConfig
+from asr.errors import CorpusError
+from asr.scoring import Score, bootstrap_interval, write_scores
+from asr.transcriber import Transcriber, find_model, pick_device
+from asr.writers import write_atomically
+
+__all__ = ["decode"]
+
+log = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def decode(settings: Mapping[str, Any]) -> Score:
+    """Decode as `settings` say (`model_dir`, `corpus`, `decoding`, `device`, `threads`, `batch_seconds`, `output`).
+
+    Writes `ref.trn`, `hyp.trn`, `wer.txt`, `wer.json` and `nbest.jsonl` into the output folder.
+    """
+    from rich.progress import Progress
+
+    if settings["threads"]:
+        torch.set_num_threads(settings["threads"])
+    decoding = from_mapping(DecodingConfig, settings["decoding"], "decoding")
+    bundle = load_bundle(find_model(settings["model_dir"]), pick_device(settings["device"]))
+    recogniser = Transcriber(bundle, decoding, settings["batch_seconds"])
+    cuts = sorted(load_cuts(settings["corpus"]["manifests"], settings["corpus"]["decode"]), key=lambda c: c.duration)
+    if not cuts:
+        raise CorpusError(f"{settings['corpus']['manifests']}: no utterances to decode")
+    output = Path(settings["output"]).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    rate = bundle.frontend.config.sample_rate
+    nbest: dict[str, list[dict[str, Any]]] = {}
+    processor, wall = time.process_time(), time.perf_counter()
+    with Progress(transient=True) as progress:
+        task = progress.add_task("decoding", total=sum(c.duration for c in cuts))
+        while len(nbest) < len(cuts):
+            group = [cuts[len(nbest)]]
+            for cut in cuts[len(nbest) + 1 :]:
+                if (len(group) + 1) * cut.duration > settings["batch_seconds"]:
+                    break
+                group.append(cut)
+            frames = []
+            for cut in group:
+                cut = cut if cut.sampling_rate == rate else cut.resample(rate)
+                frames.append(bundle.encode(torch.from_numpy(cut.load_audio()[0])))
+            for cut, hypotheses in zip(group, recogniser.recognise(frames), strict=True):
+                nbest[cut.id] = [{"text": h.text, "score": round(h.score, 4)} for h in hypotheses]
+                progress.advance(task, cut.duration)
+    processor, wall = time.process_time() - processor, time.perf_counter() - wall
+
+    references = {cut.id: cut_text(cut) for cut in cuts}
+    score = write_scores(output, references, {i: n[0]["text"] if n else "" for i, n in nbest.items()})
+    with write_atomically(output / "nbest.jsonl") as file:
+        for cut_id, ranked in sorted(nbest.items()):
+            line = {"id": cut_id, "reference": references[cut_id], "hypotheses": ranked}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    seconds = sum(c.duration for c in cuts)
+    low, high = bootstrap_interval(score)
+    log.info(
+        "WER %.2f %% (95 %% interval %.2f-%.2f), CER %.2f %%, S/D/I %d/%d/%d of %d words, %d utterances, "
+        "real-time factor %.4f (processor %.4f)\nwrote %s",
+        100 * score.wer, 100 * low, 100 * high, 100 * score.cer, score.substitutions, score.deletions,
+        score.insertions, score.reference_words, score.utterances, wall / seconds, processor / seconds, output,
+    )  # fmt: skip
+    return score

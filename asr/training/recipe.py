@@ -1,0 +1,44 @@
+"""From a recipe's Hydra configuration to the library: what all `train.py` and `decode.py` share."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+
+from asr._exit import friendly_errors
+
+__all__ = ["run_decoding", "run_training"]
+
+
+def _prepare(config: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    threads = settings.get("threads") or settings.get("trainer", {}).get("threads")
+    if threads:
+        torch.set_num_threads(threads)
+    # Libraries' notes to their own developers, of no use to somebody who trains a model.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    return settings
+
+
+@friendly_errors
+def run_training(config: Any) -> None:
+    settings = _prepare(config)
+    from asr.training.run import train
+
+    train(settings)
+
+
+@friendly_errors
+def run_decoding(config: Any) -> None:
+    settings = _prepare(config)
+    from asr.training.evaluate import decode
+
+    decode(settings)

@@ -1,0 +1,102 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from asr.model.encoder import BiLSTM, EncoderConfig, PyramidalEncoder, join_pairs, reverse_rows
+
+LENGTHS = torch.tensor([13, 7, 1])
+
+
+def packed(lstm: nn.LSTM, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    sequence = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    return pad_packed_sequence(lstm(sequence)[0], batch_first=True, total_length=x.shape[1])[0]
+
+
+def test_reversed_rows_lstm_equals_the_packed_one_with_its_gradients():
+    layer = BiLSTM(5, 8)
+    x = torch.randn(3, 13, 5, requires_grad=True)
+    ours = layer(x, LENGTHS)
+    ours.square().sum().backward()
+    gradients = [p.grad.clone() for p in layer.parameters()] + [x.grad.clone()]
+    layer.zero_grad()
+    x.grad = None
+    theirs = packed(layer.lstm, x, LENGTHS)
+    theirs.square().sum().backward()
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(gradients, [p.grad for p in layer.parameters()] + [x.grad], strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_padding_does_not_reach_the_backward_direction():
+    # A plain bidirectional LSTM on the padded tensor would start its backward pass in the padding.
+    layer = BiLSTM(5, 8)
+    x = torch.randn(3, 13, 5)
+    plain = layer.lstm(x)[0]
+    assert not torch.allclose(plain[1, :7], layer(x, LENGTHS)[1, :7])
+
+
+def test_bilstm_padding_is_exactly_zero():
+    h = BiLSTM(5, 8)(torch.randn(3, 13, 5), LENGTHS)
+    assert (h[1, 7:] == 0).all()
+    assert (h[2, 1:] == 0).all()
+    assert (h[0] != 0).all()
+
+
+def test_reverse_rows_exact_and_its_own_inverse():
+    x = torch.arange(10.0).reshape(2, 5, 1)
+    lengths = torch.tensor([5, 3])
+    assert reverse_rows(x, lengths)[:, :, 0].tolist() == [[4, 3, 2, 1, 0], [7, 6, 5, 8, 9]]
+    assert torch.equal(reverse_rows(reverse_rows(x, lengths), lengths), x)
+
+
+def test_join_pairs_exact():
+    x = torch.arange(10.0).reshape(1, 5, 2)
+    joined, lengths = join_pairs(x, torch.tensor([5]))
+    assert joined.tolist() == [[[0, 1, 2, 3], [4, 5, 6, 7]]]
+    assert lengths.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("joins", "reduction"), [((), 1), ((1,), 2), ((0, 1), 4), ((1, 2), 4), ((0, 0), 4), ((0, 1, 2), 8)]
+)
+def test_pyramid_lengths(joins, reduction):
+    encoder = PyramidalEncoder(EncoderConfig(n_mels=6, d=8, layers=3, join_before=joins)).eval()
+    for time in (8, 17, 31):
+        h, lengths = encoder(torch.randn(2, time, 6), torch.tensor([time, 8]))
+        assert h.shape == (2, time // reduction, 8)
+        assert lengths.tolist() == [time // reduction, 8 // reduction]
+        assert encoder.output_lengths(torch.tensor([time, 8])).tolist() == lengths.tolist()
+
+
+def test_alone_equals_in_a_batch_whatever_the_padding_holds():
+    encoder = PyramidalEncoder(EncoderConfig(n_mels=6, d=8, layers=3)).eval()
+    lengths = torch.tensor([40, 27, 9])
+    x = torch.randn(3, 40, 6)
+    together, out = encoder(x, lengths)
+    noise = x.clone()
+    noise[1, 27:] = 100.0
+    torch.testing.assert_close(encoder(noise, lengths)[0][1, : out[1]], together[1, : out[1]])
+    for i, length in enumerate(lengths):
+        alone, n = encoder(x[i : i + 1, :length], length[None])
+        torch.testing.assert_close(alone[0, : n[0]], together[i, : out[i]])
+
+
+@pytest.mark.parametrize("d", [7, 9])
+def test_odd_d_is_refused(d):
+    with pytest.raises(ValueError, match="even"):
+        BiLSTM(4, d)
+
+
+def test_join_before_a_layer_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        PyramidalEncoder(EncoderConfig(layers=3, join_before=(3,)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cuda_equals_cpu():
+    encoder = PyramidalEncoder(EncoderConfig(n_mels=6, d=8, layers=3)).eval()
+    x, lengths = torch.randn(3, 40, 6), torch.tensor([40, 27, 9])
+    cpu, _ = encoder(x, lengths)
+    gpu, _ = encoder.cuda()(x.cuda(), lengths.cuda())
+    torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-3, atol=1e-4)

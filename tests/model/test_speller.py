@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from asr.model import EncoderConfig, ListenAttendSpell, ModelConfig, Speller, SpellerConfig
+
+VARIANTS = {
+    "attention": {},
+    "one hop": {"hops": 1},
+    "input feeding": {"input_feeding": True},
+    "input feeding, one hop": {"input_feeding": True, "hops": 1},
+    "general": {"attention": "general"},
+    "location": {"attention": "location", "hops": 1},
+    "location, two hops": {"attention": "location"},
+    "fixed": {"context": "fixed"},
+    "cho": {"context": "cho"},
+}
+
+
+def make(**settings) -> Speller:
+    return Speller(SpellerConfig(vocabulary=9, d=8, embedding=5, **settings)).eval()
+
+
+@pytest.fixture
+def batch():
+    characters = torch.randint(3, 9, (2, 6))
+    characters[:, 0] = 1
+    return torch.randn(2, 7, 8), torch.tensor([7, 4]), characters
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_parallel_equals_step_by_step(settings, batch):
+    h, lengths, characters = batch
+    speller = make(**settings)
+    memory = speller.memory(h, lengths)
+    logits, weights = speller(characters, memory)
+    state = speller.start(memory)
+    for t in range(characters.shape[1]):
+        step, state = speller.step(characters[:, t], memory, state)
+        torch.testing.assert_close(step, logits[:, t])
+        if weights is not None:
+            torch.testing.assert_close(state.weights[:, -1], weights[:, t])
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_alone_equals_in_a_batch(settings, batch):
+    h, lengths, characters = batch
+    speller = make(**settings)
+    together, _ = speller(characters, speller.memory(h, lengths))
+    alone, _ = speller(characters[1:], speller.memory(h[1:, :4], lengths[1:]))
+    torch.testing.assert_close(alone[0], together[1])
+
+
+def test_only_input_feeding_and_location_need_a_loop():
+    loops = {name for name, settings in VARIANTS.items() if make(**settings).sequential}
+    assert loops == {"input feeding", "input feeding, one hop", "location", "location, two hops"}
+
+
+@pytest.mark.parametrize("context", ["fixed", "cho"])
+def test_fixed_contexts_see_nothing_but_the_last_state(context, batch):
+    h, lengths, characters = batch
+    speller = make(context=context)
+    changed = h.clone()
+    changed[0, :6] += 1.0
+    changed[1, :3] += 1.0
+    changed[1, 4:] += 1.0
+    logits, weights = speller(characters, speller.memory(h, lengths))
+    assert weights is None
+    torch.testing.assert_close(speller(characters, speller.memory(changed, lengths))[0], logits)
+    changed[1, 3] += 1.0
+    assert not torch.allclose(speller(characters, speller.memory(changed, lengths))[0][1], logits[1])
+
+
+def test_fixed_crosses_over_once_and_cho_at_every_step(batch):
+    h, lengths, _characters = batch
+    for context, input_size, output_size in (("fixed", 5, 8), ("cho", 5 + 8, 16)):
+        speller = make(context=context, hops=1)
+        assert speller.lstms[0].input_size == input_size
+        assert speller.output.in_features == output_size
+        assert torch.equal(speller.start(speller.memory(h, lengths)).hidden[1, 0], h[1, 3])
+
+
+def test_input_feeding_puts_the_last_context_into_the_input(batch):
+    h, lengths, characters = batch
+    speller = make(input_feeding=True)
+    memory = speller.memory(h, lengths)
+    state = speller.start(memory)
+    other = type(state)(state.hidden, state.cell, state.context + 1.0, state.weights)
+    assert not torch.allclose(
+        speller.step(characters[:, 0], memory, state)[0], speller.step(characters[:, 0], memory, other)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"context": "none"}, "context must be one of attention, fixed, cho"),
+        ({"attention": "none"}, "attention must be one of dot"),
+        ({"context": "fixed", "input_feeding": True}, "context=attention"),
+    ],
+)
+def test_settings_that_cannot_work(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SpellerConfig(**settings)
+
+
+def test_las_wants_one_d_and_gives_the_documented_shapes():
+    with pytest.raises(ValueError, match="one d"):
+        ModelConfig(EncoderConfig(d=16), SpellerConfig(d=8))
+    model = ListenAttendSpell(
+        ModelConfig(EncoderConfig(n_mels=6, d=8, layers=2), SpellerConfig(vocabulary=9, d=8, embedding=5))
+    )
+    out = model(torch.randn(2, 21, 6), torch.tensor([21, 12]), torch.randint(3, 9, (2, 4)))
+    assert out.logits.shape == (2, 4, 9)
+    assert out.weights.shape == (2, 4, 5)
+    assert out.ctc_logits.shape == (2, 5, 9)
+    assert out.lengths.tolist() == [5, 3]
+    assert model.num_parameters == sum(p.numel() for p in model.parameters())

@@ -1,0 +1,102 @@
+import io
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import speak
+
+import asr
+from asr.errors import AudioError, ConfigError, ModelError
+from asr.transcriber import find_model, is_silent, pick_device, split_at_pauses
+from asr.writers import Transcript
+
+
+@pytest.fixture
+def recogniser(toy_bundle):
+    return asr.load_model(toy_bundle, "cpu")
+
+
+def test_a_path_bytes_a_file_and_an_array_give_one_text(recogniser, tmp_path):
+    samples = speak("ABLE BIRD")
+    path = tmp_path / "a.wav"
+    soundfile.write(path, samples, 16000, subtype="FLOAT")
+    expected = recogniser.transcribe(path)
+    assert isinstance(expected, Transcript)
+    assert expected.audio == str(path)
+    assert expected.duration == pytest.approx(len(samples) / 16000)
+    assert expected.model == "model"
+    assert expected.real_time_factor > 0
+    for source in (path.read_bytes(), io.BytesIO(path.read_bytes()), samples):
+        assert recogniser.transcribe(source).text == expected.text
+    assert asr.transcribe(path, recogniser.bundle.path, "cpu").text == expected.text
+
+
+def test_many_sources_keep_their_order_and_equal_one_by_one(recogniser, tmp_path):
+    texts = ["ABLE", "BIRD CAVE DUNE ECHO", "FISH GOLD", "HAND ABLE"]
+    sources = [speak(text, i) for i, text in enumerate(texts)]
+    sources.insert(2, tmp_path / "missing.wav")
+    recogniser.batch_seconds = 3.0
+    results = list(recogniser.transcribe_all(sources))
+    assert [source is given for (source, _), given in zip(results, sources, strict=True)] == [True] * 5
+    assert isinstance(results[2][1], AudioError)
+    assert "missing.wav: no such file" in str(results[2][1])
+    for source, result in results:
+        if not isinstance(result, AudioError):
+            assert result.text == recogniser.transcribe(source).text
+
+
+@pytest.mark.parametrize("samples", [np.zeros(16000), np.full(1, 0.5), np.random.default_rng(0).normal(0, 3e-4, 8000)])
+def test_silence_is_an_empty_transcript_not_an_error(recogniser, samples):
+    result = recogniser.transcribe(samples.astype(np.float32))
+    if len(samples) > 1:
+        assert result.text == ""
+    assert result.duration == len(samples) / 16000
+
+
+def test_silence_is_told_from_a_soft_voice():
+    assert is_silent(np.zeros(10, np.float32), 16000)
+    assert not is_silent(0.02 * speak("A"), 16000)
+    click = np.zeros(16000, np.float32)
+    click[8000] = 1.0
+    assert not is_silent(click, 16000)
+
+
+def test_long_audio_is_cut_in_its_pauses():
+    rate = 16000
+    rng = np.random.default_rng(0)
+    samples = rng.normal(0, 0.1, 50 * rate).astype(np.float32)
+    samples[15 * rate : int(15.5 * rate)] = 0
+    samples[28 * rate : int(28.5 * rate)] = 0
+    pieces = split_at_pauses(samples, rate, 20.0)
+    assert pieces[0][0] == 0
+    assert pieces[-1][1] == len(samples)
+    assert all(a[1] == b[0] for a, b in pairwise(pieces))
+    assert all(end - start <= 20 * rate for start, end in pieces)
+    assert 15 <= pieces[0][1] / rate <= 15.5
+    assert 28 <= pieces[1][1] / rate <= 28.5
+    assert split_at_pauses(samples[: 20 * rate], rate, 20.0) == [(0, 20 * rate)]
+
+
+def test_long_audio_has_a_segment_for_each_piece(recogniser):
+    result = recogniser.transcribe(np.tile(speak("ABLE BIRD CAVE"), 18))
+    assert result.duration > 20
+    assert len(result.segments) >= 2
+    assert result.segments[-1].end == pytest.approx(result.duration)
+    assert result.text == " ".join(segment.text for segment in result.segments if segment.text)
+
+
+def test_models_and_devices_that_are_not_there():
+    with pytest.raises(ModelError, match=r"nowhere: no such model folder; models that ship: "):
+        find_model("nowhere")
+    with pytest.raises(ConfigError, match="use auto, cpu or cuda"):
+        pick_device("abacus")
+
+
+def test_decoding_settings_are_checked(toy_bundle):
+    with pytest.raises(ConfigError, match="decoding: beam must be at least 1"):
+        asr.load_model(toy_bundle, "cpu", beam=0)
+    with pytest.raises(ConfigError, match="width"):
+        asr.load_model(toy_bundle, "cpu", width=3)
+    assert asr.load_model(toy_bundle, "cpu").decoding.beam == 1
+    assert asr.load_model(toy_bundle, "cpu", beam=4).decoding.ctc_weight > 0

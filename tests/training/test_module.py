@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+
+from asr.training.module import LasModule, TrainingConfig, TrainingStoppedError, joint_loss, word_errors
+
+
+def test_joint_loss_ignores_padding_and_counts_characters():
+    logits, ctc_logits = torch.randn(2, 4, 9), torch.randn(2, 12, 9)
+    characters = torch.tensor([[1, 4, 5, 6, 2], [1, 4, 2, 0, 0]])
+    attention, ctc = joint_loss(logits, ctc_logits, torch.tensor([12, 5]), characters, torch.tensor([3, 1]))
+    log_p = logits.log_softmax(-1)
+    expected = -(log_p[0, 0, 4] + log_p[0, 1, 5] + log_p[0, 2, 6] + log_p[0, 3, 2] + log_p[1, 0, 4] + log_p[1, 1, 2])
+    torch.testing.assert_close(attention, expected / 6)
+    # One character in five frames: blanks, a run of the character, blanks.
+    q = ctc_logits[1].log_softmax(-1)
+    paths = [
+        q[:start, 0].sum() + q[start:end, 4].sum() + q[end:5, 0].sum()
+        for start in range(5)
+        for end in range(start + 1, 6)
+    ]
+    single = -torch.logsumexp(torch.stack(paths), 0)
+    _, alone = joint_loss(logits[1:, :2], ctc_logits[1:], torch.tensor([5]), characters[1:, :3], torch.tensor([1]))
+    torch.testing.assert_close(alone, single)
+    _, other = joint_loss(logits[:1], ctc_logits[:1], torch.tensor([12]), characters[:1], torch.tensor([3]))
+    torch.testing.assert_close(ctc, (single + 3 * other) / 4)
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "errors"),
+    [("A B C", "A B C", 0), ("A B C", "A X", 2), ("A", "", 1), ("", "A B", 2), ("", "", 0), ("A B", "A B C D", 2)],
+)
+def test_word_errors(reference, hypothesis, errors):
+    assert word_errors(reference, hypothesis) == errors
+
+
+@pytest.fixture
+def module(toy_settings):
+    return LasModule.from_settings(toy_settings)
+
+
+def test_learning_rate_warms_up_and_falls_to_its_end(module):
+    module.settings = TrainingConfig(learning_rate=1e-3, warmup_steps=100, final_learning_rate=1e-5)
+    rates = [module.learning_rate_at(step, 0.0) for step in (0, 49, 99, 500)]
+    assert rates == pytest.approx([1e-5, 5e-4, 1e-3, 1e-3])
+    assert module.learning_rate_at(10_000, 0.5) == pytest.approx((1e-3 + 1e-5) / 2)
+    assert module.learning_rate_at(10_000, 1.0) == pytest.approx(1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_no_weight_and_names_its_utterances(module, caplog):
+    module.log = lambda *_, **__: None
+    optimizer = module.configure_optimizers()
+    before = [p.clone() for p in module.model.parameters()]
+
+    def step(loss: float, gradient: float, ids: list[str]) -> None:
+        for p in module.model.parameters():
+            p.grad = torch.full_like(p, gradient)
+        module._last_loss, module._last_ids = torch.tensor(loss), ids
+        module.on_before_optimizer_step(optimizer)
+        optimizer.step()
+
+    step(1.0, math.nan, ["bad-1"])
+    step(math.inf, 0.1, ["bad-2"])
+    assert all(map(torch.equal, before, module.model.parameters()))
+    assert module.skipped == [["bad-1"], ["bad-2"]]
+    assert "bad-1" in caplog.text
+    step(1.0, 0.1, ["good"])
+    assert not any(map(torch.equal, before, module.model.parameters()))
+    assert module.skipped_in_a_row == 0
+    for _ in range(9):
+        step(math.nan, 0.1, ["bad-3"])
+    with pytest.raises(TrainingStoppedError, match=r"10 steps in a row .* bad-3"):
+        step(math.nan, 0.1, ["bad-3"])

@@ -1,0 +1,117 @@
+"""A run that is killed goes on as if nothing had happened; what cannot go on says so before time is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from asr.bundle import load_bundle
+from asr.errors import ConfigError, CorpusError
+from asr.training.checkpoint import latest_checkpoint
+from asr.training.run import train
+
+TRAIN = "import json, sys, torch; torch.set_num_threads(1); from asr.training.run import train; " \
+        "train(json.load(open(sys.argv[1])))"  # fmt: skip
+
+
+def losses(run: str | Path) -> dict[int, float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(Path(run) / "tensorboard"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars("train/loss")}
+
+
+def start(settings: dict, folder: Path) -> subprocess.Popen:
+    path = folder / f"settings-{Path(settings['output']).name}.json"
+    path.write_text(json.dumps(settings))
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen([sys.executable, "-c", TRAIN, str(path)], stderr=subprocess.PIPE, text=True, env=env)
+
+
+def test_sigkill_in_mid_epoch_then_resume_equals_a_run_never_killed(toy_settings, tmp_path):
+    toy_settings["trainer"]["max_epochs"] = 5
+    whole = toy_settings | {"output": str(tmp_path / "whole")}
+    train(whole)
+    expected = losses(whole["output"])
+    per_epoch = len(expected) // 5
+    assert per_epoch >= 6
+
+    killed = toy_settings | {"output": str(tmp_path / "killed")}
+    killed["trainer"] = toy_settings["trainer"] | {"checkpoint_minutes": 1e-4}
+    process = start(killed, tmp_path)
+    checkpoints = Path(killed["output"]) / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not any(int(p.stem.split("-")[1]) > per_epoch + 1 for p in checkpoints.glob("step-*.ckpt")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped_at = torch.load(latest_checkpoint(checkpoints), weights_only=True)["global_step"]
+    assert stopped_at < len(expected), "the run ended before it was killed"
+    train(killed)
+    resumed = losses(killed["output"])
+    # The last lines before the kill may not have reached TensorBoard's file; all after it must be there.
+    assert set(range(stopped_at, len(expected))) <= set(resumed)
+    # Exactly: the same batches, the same random numbers, the same sums.
+    assert resumed == {step: expected[step] for step in resumed}
+    a = load_bundle(Path(whole["output"]) / "model").model.state_dict()
+    b = load_bundle(Path(killed["output"]) / "model").model.state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_truncated_checkpoint_is_skipped_for_the_one_before(toy_settings, caplog):
+    train(toy_settings)
+    checkpoints = Path(toy_settings["output"]) / "checkpoints"
+    good = latest_checkpoint(checkpoints)
+    newest = checkpoints / "step-9999999.ckpt"
+    newest.write_bytes(good.read_bytes()[:2000])
+    assert latest_checkpoint(checkpoints) == good
+    assert "step-9999999.ckpt is damaged and skipped" in caplog.text
+
+
+def test_a_finished_run_is_not_started_again_by_accident(toy_settings):
+    toy_settings["trainer"]["max_epochs"] = 1
+    train(toy_settings)
+    with pytest.raises(ConfigError, match="holds a run already: resume=auto goes on"):
+        train(toy_settings | {"resume": "never"})
+    other = json.loads(json.dumps(toy_settings))
+    other["model"]["encoder"]["d"] = other["model"]["speller"]["d"] = 48
+    with pytest.raises(ConfigError, match=r"other model settings \(encoder.d: 32 -> 48, speller.d: 32 -> 48\)"):
+        train(other)
+    with pytest.raises(ConfigError, match="no such checkpoint"):
+        train(toy_settings | {"resume": "/nowhere/at.all"})
+
+
+def test_clear_errors_before_time_is_lost(toy_settings, tmp_path):
+    toy_settings["corpus"]["train"] = ["train-other"]
+    with pytest.raises(CorpusError, match=r"cuts_train-other.jsonl.gz: no such manifest.*here: dev-toy, train-toy"):
+        train(toy_settings)
+    toy_settings["corpus"]["train"] = ["train-toy"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write there"):
+        train(toy_settings | {"output": str(tmp_path / "file" / "run")})
+    toy_settings["model"]["encoder"]["depth"] = 3
+    with pytest.raises(ConfigError, match=r"unknown setting model.encoder.depth; there are: d, dropout"):
+        train(toy_settings)
+
+
+def test_what_a_run_leaves_behind(toy_settings):
+    folder = train(toy_settings)
+    run = Path(toy_settings["output"])
+    assert folder == run / "model"
+    bundle = load_bundle(folder)
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in history] == [1, 2]
+    assert bundle.training["dev_wer"] in [record["dev/wer"] for record in history]
+    assert bundle.training["corpora"] == ["train-toy"]
+    assert not torch.equal(bundle.normalizer.mean, torch.zeros(40))  # global CMVN travels with the model
+    assert (run / "dropped.txt").exists()
+    assert list((run / "tensorboard").glob("events.*"))
