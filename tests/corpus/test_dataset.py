@@ -1,0 +1,155 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from asr.corpus.dataset import BatchLoader, FeatureCache, SpeechDataset, load_cuts, plan_epoch, split_trainable
+from asr.errors import CorpusError
+from asr.frontend import FrontendConfig, LogMel, Normalizer
+from asr.tokenizer import CharTokenizer
+
+SPEEDS = (0.9, 1.0, 1.1)
+
+
+@pytest.fixture(scope="session")
+def cuts(toy_corpus):
+    return load_cuts(toy_corpus / "manifests", ["train-toy"])
+
+
+@pytest.fixture(scope="session")
+def cache(cuts, tmp_path_factory):
+    return FeatureCache.open(tmp_path_factory.mktemp("cache"), cuts, SPEEDS, FrontendConfig(n_mels=40), workers=0)
+
+
+def test_manifests_that_are_missing_or_damaged_are_named(toy_corpus, tmp_path):
+    with pytest.raises(CorpusError, match=r"cuts_other.jsonl.gz: no such manifest; run prepare.py first"):
+        load_cuts(toy_corpus / "manifests", ["other"])
+    (tmp_path / "cuts_bad.jsonl.gz").write_bytes(b"not gzip")
+    with pytest.raises(CorpusError, match=r"cuts_bad.jsonl.gz: not a readable cut manifest .* run prepare.py again"):
+        load_cuts(tmp_path, ["bad"])
+
+
+def test_what_cannot_be_trained_on_is_dropped_with_its_reason(cuts):
+    tokenizer = CharTokenizer()
+    kept, dropped = split_trainable(cuts, tokenizer, reduction=4, max_duration=20.0)
+    assert len(kept) == 24
+    assert dropped == []
+    # 80 ms a character: at N = T / 16 there are fewer encoder states than characters.
+    kept, dropped = split_trainable(cuts, tokenizer, reduction=16, max_duration=20.0)
+    assert len(kept) + len(dropped) == 24
+    assert dropped
+    assert "characters for CTC, but only" in dropped[0][1]
+    longest = max(cuts, key=lambda cut: cut.duration)
+    kept, dropped = split_trainable(cuts, tokenizer, 4, longest.duration - 0.01)
+    assert (longest.id, f"longer than {longest.duration - 0.01:g} s: {longest.duration:.1f} s") in dropped
+
+
+def test_a_plan_holds_every_cut_once_and_depends_on_seed_and_epoch_alone(cuts):
+    def plan(epoch=0, seed=1, **options):
+        return plan_epoch(cuts, epoch=epoch, seed=seed, batch_seconds=5.0, speeds=SPEEDS, **options)
+
+    assert plan() == plan()
+    assert plan() != plan(epoch=1)
+    assert plan() != plan(seed=2)
+    durations = {cut.id: cut.duration for cut in cuts}
+    for epoch in range(3):
+        batches = plan(epoch)
+        ids = [cut_id for batch in batches for cut_id, _ in batch]
+        assert sorted(ids) == sorted(durations)
+        assert all(sum(durations[i] / speed for i, speed in batch) <= 5.0 for batch in batches)
+    speeds = {speed for epoch in range(3) for batch in plan(epoch) for _, speed in batch}
+    assert speeds == set(SPEEDS)
+
+
+def test_ascending_and_longest_first(cuts):
+    durations = {cut.id: cut.duration for cut in cuts}
+
+    def longest(batch):
+        return max(durations[i] / speed for i, speed in batch)
+
+    ascending = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0, ascending=True)
+    assert [longest(b) for b in ascending] == sorted(longest(b) for b in ascending)
+    first = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0, longest_first=True)
+    assert longest(first[0]) * len(first[0]) == max(longest(b) * len(b) for b in first)
+
+
+def test_buckets_waste_little_on_padding(cuts):
+    many = [cut.with_id(f"{cut.id}-{i}") for i in range(20) for cut in cuts]
+    durations = {cut.id: cut.duration for cut in many}
+    batches = plan_epoch(many, epoch=0, seed=1, batch_seconds=20.0, speeds=SPEEDS)
+    real = sum(durations[i] / speed for batch in batches for i, speed in batch)
+    padded = sum(len(batch) * max(durations[i] / speed for i, speed in batch) for batch in batches)
+    assert 1 - real / padded < 0.08
+
+
+def test_cached_frames_are_those_of_the_audio_at_every_speed(cuts, cache):
+    log_mel = LogMel(FrontendConfig(n_mels=40))
+    for cut in cuts[:3]:
+        expected = log_mel(torch.from_numpy(cut.load_audio()[0])).numpy()
+        np.testing.assert_allclose(cache.frames((cut.id, 1.0)), expected, atol=0.01)
+        slow, fast = (len(cache.frames((cut.id, speed))) for speed in (0.9, 1.1))
+        assert slow == pytest.approx(len(expected) / 0.9, abs=2)
+        assert fast == pytest.approx(len(expected) / 1.1, abs=2)
+
+
+def test_a_cache_is_filled_once_and_never_mistaken_for_another(cuts, cache):
+    folder = cache.folder.parent
+    stamp = (cache.folder / "features.f16").stat().st_mtime_ns
+    again = FeatureCache.open(folder, cuts, SPEEDS, FrontendConfig(n_mels=40), workers=0)
+    assert again.folder == cache.folder
+    assert (again.folder / "features.f16").stat().st_mtime_ns == stamp
+    other = FeatureCache.open(folder, cuts[:2], (1.0,), FrontendConfig(n_mels=20), workers=0)
+    assert other.folder != cache.folder
+    assert other.frames((cuts[0].id, 1.0)).shape[1] == 20
+
+
+def test_normalizer_is_global_over_all_training_frames(cuts, cache):
+    normalizer = Normalizer(40)
+    ids = [cut.id for cut in cuts]
+    cache.fit_normalizer(normalizer, ids)
+    everything = np.concatenate([cache.frames((i, 1.0)) for i in ids]).astype(np.float64)
+    np.testing.assert_allclose(normalizer.mean.numpy(), everything.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(normalizer.std.numpy(), everything.std(0), rtol=1e-4)
+
+
+def test_a_batch_is_padded_with_zeros_and_framed_by_bos_and_eos(cuts, cache):
+    tokenizer = CharTokenizer()
+    keys = [(cut.id, 1.0) for cut in sorted(cuts, key=lambda c: -c.duration)[:5:2]]
+    batch = SpeechDataset(cuts, tokenizer, cache)[keys]
+    assert batch.ids == [i for i, _ in keys]
+    assert batch.frames.shape == (3, int(batch.lengths.max()), 40)
+    for row in range(3):
+        length, count = int(batch.lengths[row]), int(batch.character_lengths[row])
+        np.testing.assert_array_equal(batch.frames[row, :length].numpy(), cache.frames(keys[row]).astype(np.float32))
+        assert (batch.frames[row, length:] == 0).all()
+        expected = [tokenizer.bos_id, *tokenizer.encode(batch.texts[row]), tokenizer.eos_id]
+        assert batch.characters[row, : count + 2].tolist() == expected
+        assert (batch.characters[row, count + 2 :] == 0).all()
+
+
+def test_a_loader_goes_on_where_its_state_says(cuts, cache):
+    plan = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0)
+    dataset = SpeechDataset(cuts, CharTokenizer(), cache)
+    whole = [batch.ids for batch in BatchLoader(dataset, plan)]
+    assert whole == [[i for i, _ in batch] for batch in plan]
+    loader = BatchLoader(dataset, plan)
+    batches = iter(loader)
+    next(batches), next(batches)
+    state = loader.state_dict()
+    resumed = BatchLoader(dataset, plan)
+    resumed.load_state_dict(state)
+    assert len(resumed) == len(plan)
+    assert [batch.ids for batch in resumed] == whole[2:]
+    assert [batch.ids for batch in resumed] == whole  # the next epoch starts at its beginning
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_a_plan_without_overlap_and_take_equally_many_batches(cuts, cache, world_size):
+    plan = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0)
+    dataset = SpeechDataset(cuts, CharTokenizer(), cache)
+    shares = [BatchLoader(dataset, plan, rank, world_size).plan for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    seen = Counter(tuple(batch) for share in shares for batch in share)
+    assert set(seen) == {tuple(batch) for batch in plan}
+    assert sum(seen.values()) - len(plan) < world_size  # what is repeated only fills up the last round
