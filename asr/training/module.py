@@ -38,6 +38,9 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     ctc_weight: float = 0.3  # loss = (1 - w) attention + w CTC
     ctc_warmup_epochs: float = 0.0  # the weight falls from 1 to ctc_weight over these: the encoder goes first
+    guided_attention: float = 0.0  # weight of a loss on attention far from the diagonal; falls to 0
+    guided_attention_epochs: float = 10.0  # over these
+    guided_attention_width: float = 0.1  # of the diagonal, as a share of the utterance
     label_smoothing: float = 0.1
     gradient_clip: float = 5.0  # largest norm
     max_skipped_steps: int = 10  # so many non-finite losses or gradients in a row stop the run
@@ -77,6 +80,25 @@ def joint_loss(
         reduction="sum",
     )
     return attention, ctc / character_lengths.sum()
+
+
+def off_diagonal(weights: Tensor, lengths: Tensor, steps: Tensor, width: float) -> Tensor:
+    """Share of the attention that lies far from the diagonal (Tachibana et al. 2018, "guided attention").
+
+    Speech is spelled in its order, so character u of U should look near state n of N where n / N = u / U; small data
+    alone takes long to show that.
+
+    Args:
+        weights: (B, U, N).
+        lengths: (B,) encoder states of each row.
+        steps: (B,) characters of each row, EOS included.
+        width: standard deviation of the band in which attention costs little, as a share of the utterance.
+    """
+    u = torch.arange(weights.shape[1], device=weights.device) / steps[:, None]  # (B, U)
+    n = torch.arange(weights.shape[2], device=weights.device) / lengths[:, None]  # (B, N)
+    cost = 1 - torch.exp(-((u[:, :, None] - n[:, None, :]) ** 2) / (2 * width**2))
+    by_step = (weights * cost).sum(-1)  # (B, U); padding has weight 0
+    return (by_step * (u < 1)).sum() / steps.sum()
 
 
 class LasModule(lightning.LightningModule):
@@ -132,6 +154,10 @@ class LasModule(lightning.LightningModule):
         done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
         return min(1.0, (trainer.current_epoch + done / max(1, batches)) / max(1, trainer.max_epochs or 1))
 
+    @property
+    def epochs_done(self) -> float:
+        return self.progress * (self.trainer.max_epochs or 1)
+
     def learning_rate_at(self, step: int, progress: float) -> float:
         """Linear warm-up in steps, then a cosine in progress."""
         c = self.settings
@@ -151,8 +177,7 @@ class LasModule(lightning.LightningModule):
         c = self.settings
         if c.ctc_warmup_epochs <= 0:
             return c.ctc_weight
-        done = self.progress * (self.trainer.max_epochs or 1) / c.ctc_warmup_epochs
-        return c.ctc_weight + (1 - c.ctc_weight) * max(0.0, 1 - done)
+        return c.ctc_weight + (1 - c.ctc_weight) * max(0.0, 1 - self.epochs_done / c.ctc_warmup_epochs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         frames = self.spec_augment(self.normalizer(batch.frames), batch.lengths)
@@ -168,6 +193,12 @@ class LasModule(lightning.LightningModule):
         weight = self.ctc_weight
         loss = (1 - weight) * attention + weight * ctc
         size = len(batch.ids)
+        c = self.settings
+        guidance = c.guided_attention * max(0.0, 1 - self.epochs_done / c.guided_attention_epochs)
+        if guidance and out.weights is not None:
+            off = off_diagonal(out.weights, out.lengths, batch.character_lengths + 1, c.guided_attention_width)
+            self.log("train/off_diagonal", off.detach(), batch_size=size)
+            loss = loss + guidance * off
         self.log("train/attention", attention.detach(), batch_size=size)
         self.log("train/ctc", ctc.detach(), batch_size=size)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)

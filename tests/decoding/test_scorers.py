@@ -185,3 +185,17 @@ def test_units_longer_than_the_span_go_unnoticed(longest: int, forbidden: bool) 
     scores, _ = scorer.score(state, step(torch.tensor([5])))
     assert bool(scores[0, 6] == -math.inf) == forbidden  # ABC ABC
     assert scores[0, 5] == -math.inf  # BB
+
+
+def test_repetition_rows_go_their_own_ways_and_utterances_leave() -> None:
+    scorer = RepetitionGuard(6, times=2, longest=3)
+    state = scorer.start(torch.zeros(2, 9, 1), torch.tensor([9, 9]), 2)
+    state = scorer.select(state, torch.tensor([0, 0, 2, 2]), torch.tensor([A, B, B, A]))
+    state = scorer.select(state, torch.tensor([0, 1, 2, 3]), torch.tensor([A, A, B, B]))  # AA, BA; BB, AB
+    state = scorer.select(scorer.keep(state, torch.tensor([1])), torch.tensor([1, 0]), torch.tensor([A, A]))
+    state = scorer.select(state, torch.tensor([1, 0]), torch.tensor([A, B]))  # BBAA; ABAB
+    scores, _ = scorer.score(state, step(torch.tensor([A, B])))
+    assert scores[:, [A, B]].isinf().tolist() == [[True, False], [False, False]]
+    state = scorer.select(state, torch.tensor([1, 1]), torch.tensor([A, B]))  # ABABA; ABABB
+    scores, _ = scorer.score(state, step(torch.tensor([A, B])))
+    assert scores[:, [A, B]].isinf().tolist() == [[False, True], [False, True]]

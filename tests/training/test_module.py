@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from asr.training.module import LasModule, TrainingConfig, TrainingStoppedError, joint_loss, word_errors
+from asr.training.module import LasModule, TrainingConfig, TrainingStoppedError, joint_loss, off_diagonal, word_errors
 
 
 def test_joint_loss_ignores_padding_and_counts_characters():
@@ -72,3 +72,16 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_names_its_utterances(mo
         step(math.nan, 0.1, ["bad-3"])
     with pytest.raises(TrainingStoppedError, match=r"10 steps in a row .* bad-3"):
         step(math.nan, 0.1, ["bad-3"])
+
+
+def test_off_diagonal_by_hand():
+    # Two characters over four states: the diagonal is state 0 for the first and state 2 for the second.
+    on = torch.zeros(1, 3, 6)
+    on[0, 0, 0] = on[0, 1, 2] = 1.0
+    lengths, steps = torch.tensor([4]), torch.tensor([2])
+    assert off_diagonal(on, lengths, steps, 0.1) == 0
+    off = torch.zeros(1, 3, 6)
+    off[0, 0, 1] = off[0, 1, 2] = 1.0
+    off[0, 2, 3] = 1.0  # past the end of the row: does not count
+    expected = (1 - math.exp(-(0.25**2) / (2 * 0.1**2))) / 2
+    assert off_diagonal(off, lengths, steps, 0.1) == pytest.approx(expected)

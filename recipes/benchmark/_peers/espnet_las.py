@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 from _step import CTC_WEIGHT, DROPOUT, LABEL_SMOOTHING, N_MELS, VOCABULARY, Batch
+from espnet.nets.pytorch_backend.transformer.add_sos_eos import add_sos_eos
+from espnet.nets.pytorch_backend.transformer.label_smoothing_loss import LabelSmoothingLoss
 from espnet2.asr.ctc import CTC
 from espnet2.asr.decoder.rnn_decoder import RNNDecoder
 from espnet2.asr.encoder.rnn_encoder import RNNEncoder
-from espnet.nets.pytorch_backend.transformer.add_sos_eos import add_sos_eos
-from espnet.nets.pytorch_backend.transformer.label_smoothing_loss import LabelSmoothingLoss
 from torch import Tensor, nn
 
 D = 512
@@ -43,9 +43,7 @@ class EspnetSystem:
             dropout=DROPOUT,
             subsample=subsample,
         )
-        self.decoder = RNNDecoder(
-            VOCABULARY, D, hidden_size=D, dropout=DROPOUT, att_conf={"atype": "dot", "adim": D}
-        )
+        self.decoder = RNNDecoder(VOCABULARY, D, hidden_size=D, dropout=DROPOUT, att_conf={"atype": "dot", "adim": D})
         self.ctc = CTC(VOCABULARY, D, dropout_rate=DROPOUT)
         self.criterion = LabelSmoothingLoss(VOCABULARY, IGNORE, LABEL_SMOOTHING)
         self.model = nn.ModuleList([self.encoder, self.decoder, self.ctc])
