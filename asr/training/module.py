@@ -37,7 +37,8 @@ class TrainingConfig:
     final_learning_rate: float = 1e-5  # reached at max_epochs by a cosine
     weight_decay: float = 1e-2
     ctc_weight: float = 0.3  # loss = (1 - w) attention + w CTC
-    ctc_warmup_epochs: float = 0.0  # the weight falls from 1 to ctc_weight over these: the encoder goes first
+    ctc_only_epochs: float = 0.0  # at first the encoder learns from CTC alone, and faster; the speller waits
+    ctc_warmup_epochs: float = 0.0  # then the weight falls from 1 to ctc_weight over these
     guided_attention: float = 0.0  # weight of a loss on attention far from the diagonal; falls to 0
     guided_attention_epochs: float = 10.0  # over these
     guided_attention_width: float = 0.1  # of the diagonal, as a share of the utterance
@@ -71,7 +72,12 @@ def joint_loss(
         ignore_index=CharTokenizer.pad_id,
         label_smoothing=label_smoothing,
     )
-    ctc = functional.ctc_loss(
+    return attention, ctc_loss(ctc_logits, lengths, characters, character_lengths)
+
+
+def ctc_loss(ctc_logits: Tensor, lengths: Tensor, characters: Tensor, character_lengths: Tensor) -> Tensor:
+    """CTC's part of `joint_loss` (Graves et al. 2006)."""
+    total = functional.ctc_loss(
         ctc_logits.float().log_softmax(-1).transpose(0, 1),  # (N, B, V)
         characters[:, 1:-1],
         lengths,
@@ -79,7 +85,7 @@ def joint_loss(
         blank=CharTokenizer.blank_id,
         reduction="sum",
     )
-    return attention, ctc / character_lengths.sum()
+    return total / character_lengths.sum()
 
 
 def off_diagonal(weights: Tensor, lengths: Tensor, steps: Tensor, width: float) -> Tensor:
@@ -175,12 +181,17 @@ class LasModule(lightning.LightningModule):
     @property
     def ctc_weight(self) -> float:
         c = self.settings
-        if c.ctc_warmup_epochs <= 0:
+        past = self.epochs_done - c.ctc_only_epochs
+        if past < 0:
+            return 1.0
+        if past >= c.ctc_warmup_epochs:
             return c.ctc_weight
-        return c.ctc_weight + (1 - c.ctc_weight) * max(0.0, 1 - self.epochs_done / c.ctc_warmup_epochs)
+        return c.ctc_weight + (1 - c.ctc_weight) * (1 - past / c.ctc_warmup_epochs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         frames = self.spec_augment(self.normalizer(batch.frames), batch.lengths)
+        if self.epochs_done < self.settings.ctc_only_epochs:
+            return self._ctc_step(frames, batch)
         out = self.model(frames, batch.lengths, batch.characters[:, :-1])
         attention, ctc = joint_loss(
             out.logits,
@@ -202,6 +213,14 @@ class LasModule(lightning.LightningModule):
         self.log("train/attention", attention.detach(), batch_size=size)
         self.log("train/ctc", ctc.detach(), batch_size=size)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        self._last_loss, self._last_ids = loss.detach(), batch.ids
+        return loss
+
+    def _ctc_step(self, frames: Tensor, batch: Batch) -> Tensor:
+        h, lengths = self.model.encoder(frames, batch.lengths)
+        loss = ctc_loss(self.model.ctc(h), lengths, batch.characters, batch.character_lengths)
+        self.log("train/ctc", loss.detach(), batch_size=len(batch.ids))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.ids))
         self._last_loss, self._last_ids = loss.detach(), batch.ids
         return loss
 

@@ -16,12 +16,14 @@ import yaml
 from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from asr.bundle import save_bundle
+from asr.bundle import load_bundle, save_bundle
+from asr.config import to_mapping
 from asr.corpus.dataset import BatchLoader, FeatureCache, SpeechDataset, load_cuts, plan_epoch, split_trainable
 from asr.errors import ConfigError, CorpusError
 from asr.training.checkpoint import DurableCheckpointIO, ExponentialAverage, latest_checkpoint
 from asr.training.module import LasModule
 from asr.training.plots import AttentionPlots
+from asr.transcriber import find_model
 
 __all__ = ["SpeechData", "train"]
 
@@ -113,6 +115,8 @@ def train(settings: Mapping[str, Any]) -> Path:
     lightning.seed_everything(module.settings.seed, workers=True, verbose=False)
     module = LasModule.from_settings(settings)
     data = SpeechData(settings["corpus"], module)
+    if settings.get("init_from") and resume is None:
+        _start_from(module, settings["init_from"])
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
         (output / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
@@ -187,6 +191,16 @@ def export(checkpoint: Path, folder: Path, settings: Mapping[str, Any], hours: f
     save_bundle(folder, module.model, module.normalizer, module.frontend, module.tokenizer, summary)
     log.info("wrote %s", folder)
     return folder
+
+
+def _start_from(module: LasModule, folder: str) -> None:
+    """Take over a model folder's weights and its normalisation, which they were trained with."""
+    bundle = load_bundle(find_model(folder))
+    if bundle.model.config != module.model.config:
+        difference = _differences(to_mapping(bundle.model.config), to_mapping(module.model.config))
+        raise ConfigError(f"init_from={folder} has another model ({difference}); give this run the same settings")
+    module.model.load_state_dict(bundle.model.state_dict())
+    module.normalizer.load_state_dict(bundle.normalizer.state_dict())
 
 
 def _precision(wanted: str) -> Any:
