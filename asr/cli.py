@@ -70,6 +70,7 @@ def transcribe(
     output_dir: Annotated[
         Path | None, typer.Option(help="Write one file each, AUDIO's name with .txt or .json, here.")
     ] = None,
+    words: Annotated[bool, typer.Option("--words", help="With --format json: when each word was said.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
 ) -> None:
     """Write down what is said in AUDIO.
@@ -85,7 +86,7 @@ def transcribe(
 
     if threads:
         torch.set_num_threads(threads)
-    recogniser = load_model(model, device.value, beam=beam)
+    recogniser = load_model(model, device.value, words=words, beam=beam)
     writer = get_writer("jsonl" if format is Format.json else "txt")
     failed = False
     with _progress(len(audio)) as advance:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,22 @@ import torch
 
 from asr import audio
 from asr.bundle import Bundle, load_bundle
+from asr.config import from_mapping
+from asr.decoding.alignment import Confidence, WordTiming, align_batch, geometric_mean
 from asr.decoding.beam_search import PRESETS, DecodingConfig, Hypothesis, beam_search
 from asr.errors import AudioError, ConfigError, ModelError
-from asr.writers import Segment, Transcript
+from asr.writers import Segment, Transcript, Word
 
-__all__ = ["ASSETS", "DEFAULT_MODEL", "Transcriber", "find_model", "load_model", "pick_device", "split_at_pauses"]
+__all__ = [
+    "ASSETS",
+    "DEFAULT_MODEL",
+    "Transcriber",
+    "find_model",
+    "load_model",
+    "pick_device",
+    "split_at_pauses",
+    "word_settings",
+]
 
 ASSETS = Path(__file__).parent / "assets"
 DEFAULT_MODEL = "mini"  # a folder of ASSETS
@@ -60,6 +71,14 @@ class _Piece:
     frames: torch.Tensor | None  # (T, n_mels) normalised; None where there is only silence
 
 
+@dataclass(frozen=True)
+class _Recognised:
+    """What was found in one piece."""
+
+    text: str
+    words: tuple[Word, ...] = ()  # on the source's clock
+
+
 class Transcriber:
     """Turns sources into transcripts, many at a time.
 
@@ -67,26 +86,73 @@ class Transcriber:
         bundle: the model.
         decoding: how to search; greedy by default.
         batch_seconds: speech decoded together; more is faster and takes more memory.
+        words: whether transcripts have word times and confidences, which cost a little more.
+
+    Raises:
+        ModelError: words are wanted, but the model's settings for them make no sense.
     """
 
-    def __init__(self, bundle: Bundle, decoding: DecodingConfig | None = None, batch_seconds: float = 120.0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        decoding: DecodingConfig | None = None,
+        batch_seconds: float = 120.0,
+        words: bool = False,
+    ) -> None:
         self.bundle = bundle
         self.decoding = decoding or PRESETS["greedy"]
         self.batch_seconds = batch_seconds
+        self.words = words
+        if words:
+            self.timing, self.confidence = word_settings(bundle)
+
+    @property
+    def seconds_per_state(self) -> float:
+        return self.bundle.frontend.config.hop * self.bundle.model.encoder.config.reduction
 
     @torch.inference_mode()
     def recognise(self, frames: Sequence[torch.Tensor]) -> list[list[Hypothesis]]:
         """Normalised frames (T, n_mels) of several segments -> the n best hypotheses of each."""
-        if not frames:
-            return []
+        return self.search(*self.encode(frames)) if frames else []
+
+    @torch.inference_mode()
+    def encode(self, frames: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised frames (T, n_mels) of several segments -> encoder states (B, N, d) and their lengths (B,)."""
         # An utterance shorter than one encoder state still needs one.
         reduction = self.bundle.model.encoder.config.reduction
         lengths = torch.tensor([max(len(f), reduction) for f in frames], device=self.bundle.device)
         padded = frames[0].new_zeros(len(frames), int(lengths.max()), frames[0].shape[1])
         for row, f in zip(padded, frames, strict=True):
             row[: len(f)] = f
-        h, lengths = self.bundle.model.encoder(padded, lengths)
+        return self.bundle.model.encoder(padded, lengths)
+
+    def search(self, h: torch.Tensor, lengths: torch.Tensor) -> list[list[Hypothesis]]:
+        """Encoder states (B, N, d), lengths (B,) -> the n best hypotheses of each."""
         return beam_search(self.bundle.model, h, lengths, self.decoding, self.bundle.tokenizer)
+
+    @torch.inference_mode()
+    def _recognise_pieces(self, pieces: Sequence[_Piece]) -> list[_Recognised]:
+        """The best hypothesis of each piece and, where they are wanted, its words on the source's clock."""
+        h, lengths = self.encode([p.frames for p in pieces if p.frames is not None])
+        best = [hypotheses[0] for hypotheses in self.search(h, lengths)]
+        if not self.words:
+            return [_Recognised(b.text) for b in best]
+        words = align_batch(
+            self.bundle.model.ctc(h).log_softmax(-1),
+            lengths,
+            [b.tokens for b in best],
+            self.bundle.tokenizer,
+            self.seconds_per_state,
+            token_scores=[b.token_scores for b in best],
+            attention=[b.attention for b in best],
+            durations=[p.end - p.start for p in pieces],
+            timing=self.timing,
+            confidence=self.confidence,
+        )
+        return [
+            _Recognised(b.text, tuple(replace(w, start=p.start + w.start, end=p.start + w.end) for w in found))
+            for b, p, found in zip(best, pieces, words, strict=True)
+        ]
 
     def transcribe(self, source: Any, name: str | None = None) -> Transcript:
         """One source: a path, bytes, a file object, or an array at the model's sample rate.
@@ -138,23 +204,45 @@ class Transcriber:
     ) -> Iterator[tuple[Any, Transcript | AudioError]]:
         began = time.perf_counter()
         spoken = [p for *_, pieces in waiting if isinstance(pieces, list) for p in pieces if p.frames is not None]
-        texts: dict[int, Hypothesis] = {}
+        found: dict[int, _Recognised] = {}
         # Pieces of like length share a batch, so that little of it is padding.
         order = sorted(spoken, key=lambda p: p.end - p.start)
         for group in _grouped(order, self.batch_seconds):
-            for piece, best in zip(group, self.recognise([p.frames for p in group]), strict=True):  # type: ignore[misc]
-                if best:
-                    texts[id(piece)] = best[0]
+            found.update(zip(map(id, group), self._recognise_pieces(group), strict=True))
         total = sum(length for _, _, length, _, _ in waiting)
         share = (time.perf_counter() - began) / total if total else 0.0
         for source, name, length, reading, pieces in waiting:
             if isinstance(pieces, AudioError):
                 yield source, pieces
                 continue
-            segments = tuple(Segment(p.start, p.end, texts[id(p)].text) for p in pieces if id(p) in texts)
+            recognised = [(p, found[id(p)]) for p in pieces if id(p) in found]
+            segments = tuple(Segment(p.start, p.end, r.text, _mean_confidence(r.words), r.words) for p, r in recognised)
             text = " ".join(s.text for s in segments if s.text)
+            confidence = _mean_confidence([word for s in segments for word in s.words])
             rtf = reading / length + share
-            yield source, Transcript(name, length, text, segments, model=self.bundle.name, real_time_factor=rtf)
+            yield source, Transcript(name, length, text, segments, confidence, self.bundle.name, rtf)
+
+
+def word_settings(bundle: Bundle) -> tuple[WordTiming, Callable[[Sequence[float]], float]]:
+    """How the model's words are timed and how sure they are: `word_times` and `confidence` of its training summary.
+
+    Raises:
+        ModelError: they make no sense.
+    """
+    try:
+        timing = from_mapping(WordTiming, bundle.training.get("word_times") or {}, "training.word_times")
+        calibration = bundle.training.get("confidence")
+        if not calibration:
+            return timing, geometric_mean
+        return timing, from_mapping(Confidence, calibration, "training.confidence")
+    except (ConfigError, AttributeError, TypeError) as error:
+        raise ModelError(f"{bundle.path}/config.yaml: {error}; fit them again with word_times.py save=true") from error
+
+
+def _mean_confidence(words: Sequence[Word]) -> float | None:
+    """The share of the words that should be right; None without words."""
+    sure = [word.confidence for word in words if word.confidence is not None]
+    return sum(sure) / len(sure) if sure else None
 
 
 def _name(source: Any) -> str:
@@ -200,12 +288,15 @@ def split_at_pauses(samples: np.ndarray, sample_rate: int, longest: float = MAX_
     return pieces
 
 
-def load_model(path: str | Path | None = None, device: str = "auto", **decoding: Any) -> Transcriber:
+def load_model(
+    path: str | Path | None = None, device: str = "auto", words: bool = False, **decoding: Any
+) -> Transcriber:
     """Load a model folder, or the model that ships.
 
     Args:
         path: folder with `model.safetensors` and `config.yaml`, or the name of a model that ships.
         device: auto, cpu or cuda.
+        words: whether transcripts have word times and confidences.
         decoding: settings of `asr.decoding.beam_search.DecodingConfig`, such as `beam=8`; what is not named is as
             in its presets `greedy` or, with a beam above 1, `beam_ctc`.
 
@@ -217,4 +308,4 @@ def load_model(path: str | Path | None = None, device: str = "auto", **decoding:
         config = replace(preset, **decoding)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"decoding: {error}") from None
-    return Transcriber(load_bundle(find_model(path), pick_device(device)), config)
+    return Transcriber(load_bundle(find_model(path), pick_device(device)), config, words=words)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from lhotse import CutSet
 from lhotse.cut import MonoCut
 from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
@@ -182,15 +183,16 @@ class FeatureCache:
         keys = [(cut.id, float(speed)) for speed in speeds for cut in cuts]
         described = json.dumps([asdict(frontend), keys, [(c.duration, c.recording.sources[0].source) for c in cuts]])
         target = Path(folder) / f"features-{hashlib.sha1(described.encode()).hexdigest()[:12]}"
-        if not (target / "index.json").is_file():
-            cls._fill(target, _FrameSource(cuts, keys, frontend), workers)
+        target.mkdir(parents=True, exist_ok=True)
+        with FileLock(target / "lock"):  # of the processes of one run, the first fills it and the others wait
+            if not (target / "index.json").is_file():
+                cls._fill(target, _FrameSource(cuts, keys, frontend), workers)
         return cls(target)
 
     @staticmethod
     def _fill(target: Path, source: _FrameSource, workers: int | None) -> None:
         from rich.progress import Progress
 
-        target.mkdir(parents=True, exist_ok=True)
         entries, offset = [], 0
         loader: DataLoader[np.ndarray] = DataLoader(
             source,
@@ -274,7 +276,8 @@ class SpeechDataset(Dataset[Batch]):
 class BatchLoader(DataLoader):
     """A DataLoader over a fixed plan that can go on from the middle of it.
 
-    Its state is the number of batches handed out; Lightning saves it with a checkpoint and gives it back.
+    Its state is the number of batches handed out by all processes, so that it holds for another number of them too;
+    Lightning saves it with a checkpoint and gives it back.
     """
 
     def __init__(
@@ -285,6 +288,7 @@ class BatchLoader(DataLoader):
         if world_size > 1 and len(plan) % world_size:
             plan += plan[: world_size - len(plan) % world_size]
         self.plan = plan[rank::world_size]
+        self.world_size = world_size
         self.position = 0
         super().__init__(dataset, batch_size=None, sampler=_Remaining(self), collate_fn=_as_is, **options)
 
@@ -298,10 +302,10 @@ class BatchLoader(DataLoader):
         self.position = 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
+        return {"position": self.position * self.world_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
+        self.position = state["position"] // self.world_size % len(self.plan)  # at the end: the next epoch's start
 
 
 class _Remaining:

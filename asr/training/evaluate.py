@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lhotse.cut import MonoCut
 
-from asr.bundle import load_bundle
+from asr.bundle import Bundle, load_bundle
 from asr.config import from_mapping
 from asr.corpus.dataset import cut_text, load_cuts
 from asr.decoding.beam_search import DecodingConfig
@@ -20,9 +21,25 @@ from asr.scoring import Score, bootstrap_interval, write_scores
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import write_atomically
 
-__all__ = ["decode"]
+__all__ = ["batches", "decode"]
 
 log = logging.getLogger(__name__)
+
+
+def batches(
+    cuts: Sequence[MonoCut], bundle: Bundle, batch_seconds: float
+) -> Iterator[tuple[Sequence[MonoCut], list[torch.Tensor]]]:
+    """Cuts from short to long, in groups of `batch_seconds`, with the normalised frames (T, n_mels) of each."""
+    rate = bundle.frontend.config.sample_rate
+    start = 0
+    while start < len(cuts):
+        end = start + 1
+        while end < len(cuts) and (end - start + 1) * cuts[end].duration <= batch_seconds:
+            end += 1
+        group = cuts[start:end]
+        resampled = [cut if cut.sampling_rate == rate else cut.resample(rate) for cut in group]
+        yield group, [bundle.encode(torch.from_numpy(cut.load_audio()[0])) for cut in resampled]
+        start = end
 
 
 @torch.inference_mode()
@@ -43,21 +60,11 @@ def decode(settings: Mapping[str, Any]) -> Score:
         raise CorpusError(f"{settings['corpus']['manifests']}: no utterances to decode")
     output = Path(settings["output"]).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    rate = bundle.frontend.config.sample_rate
     nbest: dict[str, list[dict[str, Any]]] = {}
     processor, wall = time.process_time(), time.perf_counter()
     with Progress(transient=True) as progress:
         task = progress.add_task("decoding", total=sum(c.duration for c in cuts))
-        while len(nbest) < len(cuts):
-            group = [cuts[len(nbest)]]
-            for cut in cuts[len(nbest) + 1 :]:
-                if (len(group) + 1) * cut.duration > settings["batch_seconds"]:
-                    break
-                group.append(cut)
-            frames = []
-            for cut in group:
-                cut = cut if cut.sampling_rate == rate else cut.resample(rate)
-                frames.append(bundle.encode(torch.from_numpy(cut.load_audio()[0])))
+        for group, frames in batches(cuts, bundle, settings["batch_seconds"]):
             for cut, hypotheses in zip(group, recogniser.recognise(frames), strict=True):
                 nbest[cut.id] = [{"text": h.text, "score": round(h.score, 4)} for h in hypotheses]
                 progress.advance(task, cut.duration)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -15,6 +16,7 @@ import torch
 import yaml
 from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from asr.bundle import load_bundle, save_bundle
 from asr.config import to_mapping
@@ -80,9 +82,11 @@ class SpeechData(lightning.LightningDataModule):
         )
 
     def val_dataloader(self) -> BatchLoader:
-        size = 16
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         keys = [(cut.id, 1.0) for cut in self.dev_cuts]
-        return BatchLoader(self.dev_set, [keys[i : i + size] for i in range(0, len(keys), size)])
+        size = max(1, min(16, len(keys) // world_size))  # every process needs a batch
+        plan = [keys[i : i + size] for i in range(0, len(keys), size)]
+        return BatchLoader(self.dev_set, plan[rank::world_size])  # nothing twice: the counts are summed
 
 
 class History(callbacks.Callback):
@@ -117,10 +121,15 @@ def train(settings: Mapping[str, Any]) -> Path:
     data = SpeechData(settings["corpus"], module)
     if settings.get("init_from") and resume is None:
         _start_from(module, settings["init_from"])
+    first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
-        (output / "dropped.txt").write_text("".join(f"{i}\t{reason}\n" for i, reason in data.dropped))
+        if first:
+            (output / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+            (output / "dropped.txt").write_text("".join(f"{i}\t{reason}\n" for i, reason in data.dropped))
+            for kind in ("step-*.ckpt", "epoch-*.ckpt"):  # a run that goes on only replaces what it wrote itself
+                for old in sorted(checkpoints.glob(kind))[:-2]:
+                    old.unlink()
     except OSError as error:
         raise ConfigError(f"{output}: cannot write there ({error.strerror}); choose another output=") from error
     log.info(
@@ -147,10 +156,15 @@ def train(settings: Mapping[str, Any]) -> Path:
     if t["plots"]:
         chosen.append(AttentionPlots(count=t["plots"]))
     chosen.append(callbacks.RichProgressBar() if t["progress"] else callbacks.TQDMProgressBar(refresh_rate=0))
+    devices, nodes = _processes(t)
     trainer = lightning.Trainer(
         accelerator=t["accelerator"],
-        devices=t["devices"],
-        num_nodes=t["num_nodes"],
+        devices=devices,
+        num_nodes=nodes,
+        # Until CTC alone is over, the speller has no gradient to wait for.
+        strategy=DDPStrategy(find_unused_parameters=module.settings.ctc_only_epochs > 0)
+        if devices * nodes > 1
+        else "auto",
         precision=_precision(t["precision"]),
         max_epochs=t["max_epochs"],
         max_steps=t["max_steps"],
@@ -167,6 +181,8 @@ def train(settings: Mapping[str, Any]) -> Path:
         enable_model_summary=False,
     )
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+    if not trainer.is_global_zero:
+        return output / "model"
     return export(Path(best.best_model_path or epochs.best_model_path), output / "model", settings, data.hours)
 
 
@@ -191,6 +207,14 @@ def export(checkpoint: Path, folder: Path, settings: Mapping[str, Any], hours: f
     save_bundle(folder, module.model, module.normalizer, module.frontend, module.tokenizer, summary)
     log.info("wrote %s", folder)
     return folder
+
+
+def _processes(settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Processes on this machine and machines: what torchrun says, else what the settings say."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", settings["devices"]))
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return local, int(os.environ["WORLD_SIZE"]) // local
+    return local, settings["num_nodes"]
 
 
 def _start_from(module: LasModule, folder: str) -> None:
@@ -230,9 +254,8 @@ def _resume_from(settings: Mapping[str, Any], checkpoints: Path) -> Path | None:
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     module = LasModule.from_settings(settings)
     for part in ("model", "frontend"):
-        then, now = state["hyper_parameters"][part], module.hparams[part]
-        if then != now:
-            keys = _differences(then, now)
+        keys = _differences(state["hyper_parameters"][part], module.hparams[part])
+        if keys:
             raise ConfigError(f"{path}: was trained with other {part} settings ({keys}); set them back or start anew")
     return path
 
@@ -241,6 +264,8 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
     found = []
     for key in sorted({*then, *now}):
         a, b = then.get(key), now.get(key)
+        if key == "dropout":
+            continue  # no part of the architecture: it may change in mid-run
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found.append(_differences(a, b, f"{prefix}{key}."))
         elif a != b:

@@ -14,27 +14,19 @@ import argparse
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from _peers.asr_las import ROOT
+from _peers.asr_las import preset
 from rich.console import Console
 from rich.table import Table
 
 from asr.corpus.dataset import BatchLoader, FeatureCache, SpeechDataset, load_cuts, plan_epoch, split_trainable
 from asr.errors import AsrError
 from asr.tokenizer import CharTokenizer
-
-
-def compose_settings(experiment: str) -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", overrides=[f"experiment={experiment}"])
-    return {k: OmegaConf.to_container(config[k], resolve=True) for k in ("corpus", "model", "training", "frontend")}
 
 
 def padding_share(plan: Sequence[Sequence[tuple[str, float]]], frames: FeatureCache) -> float:
@@ -95,7 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.epochs < 1 or options.steps < 0 or options.threads < 1:
         parser.error("--epochs and --threads are at least 1, --steps at least 0")
     torch.set_num_threads(options.threads)
-    settings = compose_settings(options.experiment)
+    warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")
+    settings = preset(options.experiment)
     corpus, tokenizer = settings["corpus"], CharTokenizer()
     try:
         cuts = load_cuts(options.manifests, options.subset)

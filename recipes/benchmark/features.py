@@ -64,16 +64,24 @@ def extractors() -> dict[str, tuple[str, Callable[[np.ndarray], Any]]]:
     }
 
 
-def measure(extract: Callable[[np.ndarray], Any], utterances: list[np.ndarray], repeats: int) -> tuple[float, float]:
-    """Wall and processor seconds to go through `utterances`: medians of `repeats` after one round of warm-up."""
-    wall, processor = [], []
+def measure(
+    extractors: dict[str, Callable[[np.ndarray], Any]], utterances: list[np.ndarray], repeats: int
+) -> dict[str, tuple[float, float]]:
+    """Wall and processor seconds of each to go through `utterances`: medians of `repeats` rounds after one of warm-up.
+
+    The extractors take turns, so that whatever else the machine does meets them alike.
+    """
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in extractors}
     for _ in range(repeats + 1):
-        start, start_processor = time.perf_counter(), time.process_time()
-        for samples in utterances:
-            extract(samples)
-        wall.append(time.perf_counter() - start)
-        processor.append(time.process_time() - start_processor)
-    return statistics.median(wall[1:]), statistics.median(processor[1:])
+        for name, extract in extractors.items():
+            start, start_processor = time.perf_counter(), time.process_time()
+            for samples in utterances:
+                extract(samples)
+            taken[name].append((time.perf_counter() - start, time.process_time() - start_processor))
+    return {
+        name: (statistics.median(w for w, _ in rounds[1:]), statistics.median(p for _, p in rounds[1:]))
+        for name, rounds in taken.items()
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -103,12 +111,13 @@ def main(arguments: list[str] | None = None) -> None:
     utterances = [u for u in utterances if len(u) >= WINDOW] or utterances[:1]
     frames = sum(len(u) // HOP + 1 for u in utterances)
     results = []
-    for name, (release, extract) in extractors().items():
-        wall, processor = measure(extract, utterances, options.repeats)
+    known = extractors()
+    taken = measure({name: extract for name, (_, extract) in known.items()}, utterances, options.repeats)
+    for name, (wall, processor) in taken.items():
         results.append(
             {
                 "extractor": name,
-                "version": release,
+                "version": known[name][0],
                 "frames_per_second": frames / wall,
                 "frames_per_processor_second": frames / processor,
                 "speech_per_second": frames / 100 / wall,
@@ -120,13 +129,14 @@ def main(arguments: list[str] | None = None) -> None:
         )
         return
     table = Table(title=f"{frames} log-mel frames, {options.threads} thread(s)", title_justify="left")
-    for heading in ("extractor", "frames/s", "speech s/s", "of ours"):
+    for heading in ("extractor", "frames/s", "frames/processor s", "speech s/s", "of ours"):
         table.add_column(heading, justify="left" if heading == "extractor" else "right")
     for r in results:
-        share = r["frames_per_second"] / results[0]["frames_per_second"]
+        share = r["frames_per_processor_second"] / results[0]["frames_per_processor_second"]
         table.add_row(
             f"{r['extractor']} {r['version']}",
             f"{r['frames_per_second']:,.0f}",
+            f"{r['frames_per_processor_second']:,.0f}",
             f"{r['speech_per_second']:,.0f}",
             f"{share:.2f}",
         )

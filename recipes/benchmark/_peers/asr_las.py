@@ -21,7 +21,7 @@ def preset(name: str) -> dict[str, Any]:
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", overrides=[f"experiment={name}"])
-    return {k: OmegaConf.to_container(config[k], resolve=True) for k in ("model", "training", "frontend")}
+    return {k: OmegaConf.to_container(config[k], resolve=True) for k in ("corpus", "model", "training", "frontend")}
 
 
 class AsrSystem:
