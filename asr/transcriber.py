@@ -150,7 +150,9 @@ class Transcriber:
             confidence=self.confidence,
         )
         return [
-            _Recognised(b.text, tuple(replace(w, start=p.start + w.start, end=p.start + w.end) for w in found))
+            _Recognised(
+                b.text, tuple(replace(w, start=p.start + w.start, end=min(p.start + w.end, p.end)) for w in found)
+            )
             for b, p, found in zip(best, pieces, words, strict=True)
         ]
 

@@ -35,6 +35,8 @@ __all__ = [
     "calibration_error",
     "fit_confidence",
     "fit_timing",
+    "fits",
+    "geometric_mean",
     "place_words",
     "spot_words",
 ]

@@ -1,12 +1,16 @@
+import json
 import math
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import speak
 
 import asr
+from asr import cli
 from asr.decoding.alignment import (
     FEATURES,
     Confidence,
@@ -186,7 +190,7 @@ def sure_of_itself(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_calibration_brings_the_confidence_down_to_the_share_of_right_words():
-    confidence = fit_confidence(*sure_of_itself(4000, seed=0))
+    confidence = fit_confidence(*sure_of_itself(20000, seed=0))
     features, correct = sure_of_itself(4000, seed=1)
     before = calibration_error(np.exp(features[:, 0]), correct)
     after = calibration_error(np.array([confidence(f) for f in features]), correct)
@@ -243,6 +247,24 @@ def test_a_transcript_with_words(toy_bundle):
     assert plain.text == result.text
     assert plain.confidence is None
     assert all(segment.words == () and segment.confidence is None for segment in plain.segments)
+
+
+def test_words_on_the_command_line(toy_bundle, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, speak("ABLE BIRD CAVE"), 16000)
+    segments = {}
+    for words in ((), ("--words",)):
+        arguments = ["transcribe", path, "--model", toy_bundle, "--format", "json", "--device", "cpu", *words]
+        monkeypatch.setattr(sys, "argv", ["asr", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        (segments[bool(words)],) = json.loads(capsys.readouterr().out)["segments"]
+    assert segments[False]["words"] == []
+    assert segments[False]["confidence"] is None
+    assert " ".join(w["word"] for w in segments[True]["words"]) == " ".join(segments[True]["text"].split()) != ""
+    assert all(0 <= w["start"] <= w["end"] <= segments[True]["end"] for w in segments[True]["words"])
+    assert 0 <= segments[True]["confidence"] <= 1
 
 
 def test_a_models_own_calibration(toy_bundle):

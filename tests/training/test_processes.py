@@ -11,6 +11,8 @@ import torch
 from test_resume import TRAIN, losses
 
 from asr.bundle import load_bundle
+from asr.config import from_mapping
+from asr.model import ListenAttendSpell, ModelConfig
 from asr.training.run import train
 
 
@@ -38,20 +40,24 @@ def torchrun(settings: dict, folder: Path) -> None:
 
 
 def test_two_processes_equal_one_with_twice_the_batch_and_checkpoints_move(plain, tmp_path):
+    plain["training"]["final_learning_rate"] = plain["training"]["learning_rate"]
+    plain["trainer"]["average_decay"] = 0.0
+    plain["trainer"]["max_steps"] = 4  # within the first epoch, whose last batches need not come out even
     two = plain | {"output": str(tmp_path / "two")}
     torchrun(two, tmp_path)
     one = json.loads(json.dumps(plain)) | {"output": str(tmp_path / "one")}
     one["trainer"]["accumulate"] = 2
     train(one)
-    a, b = (load_bundle(Path(run["output"]) / "model").model for run in (one, two))
-    for name, weight in a.state_dict().items():
-        torch.testing.assert_close(b.state_dict()[name], weight, rtol=2e-2, atol=2e-3)
-    history = [json.loads((Path(run["output"]) / "history.jsonl").read_text().splitlines()[-1]) for run in (one, two)]
-    assert history[1]["dev/ctc"] == pytest.approx(history[0]["dev/ctc"], abs=2e-3)
-    assert history[1]["dev/attention"] == pytest.approx(history[0]["dev/attention"], abs=2e-3)
+    torch.manual_seed(plain["training"].get("seed", 1))
+    first = ListenAttendSpell(from_mapping(ModelConfig, plain["model"])).state_dict()
+    a, b = (load_bundle(Path(run["output"]) / "model").model.state_dict() for run in (one, two))
+    moved = max(float((a[name] - first[name]).abs().max()) for name in a)
+    apart = max(float((a[name] - b[name]).abs().max()) for name in a)
+    assert moved > 2e-3
+    assert apart < moved / 10  # Adam turns rounding of tiny gradients into steps; sums of other batches differ far more
 
-    # From two processes to one.
-    two["trainer"] = plain["trainer"] | {"max_epochs": 3}
-    steps = max(losses(two["output"]))
+    # From two processes to one, where the two stopped.
+    two["trainer"] = plain["trainer"] | {"max_steps": 6}
     train(two)
-    assert max(losses(two["output"])) > steps
+    assert max(losses(two["output"])) == 5
+    assert min(step for step in losses(two["output"]) if step >= 4) == 4
