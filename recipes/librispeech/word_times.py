@@ -314,7 +314,7 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
         "times": {name: time_figures(errors) for name, errors in times.items()},
     }
     if not settings["forced"]:
-        sure = {"geometric mean" if confidence is geometric_mean else "as set": (confidences(utterances, confidence))}
+        sure = {"geometric mean" if confidence is geometric_mean else "as set": confidences(utterances, confidence)}
         curves = {name: (values, labels(utterances)) for name, values in sure.items()}
         if usable:
             values = np.concatenate([confidences(test, fitted_confidence(fit)) for fit, test in halves])
