@@ -176,12 +176,18 @@ def info(
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
-    for key, value in facts.items():
+
+    def add(name: str, value: Any) -> None:
         if isinstance(value, dict):
-            for name, item in value.items():
-                table.add_row(f"{key}: {name}", ", ".join(map(str, item)) if isinstance(item, list) else str(item))
+            for key, item in value.items():
+                add(f"{name}: {key}", item)
+        elif isinstance(value, list):
+            table.add_row(name, ", ".join(map(str, value)))
         else:
-            table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+
+    for key, value in facts.items():
+        add(key, value)
     Console().print(table, markup=False)
 
 

@@ -40,7 +40,7 @@ SILENCE = 1e-3  # RMS (-60 dB of full scale); where the loudest moment stays bel
 def find_model(model: str | Path | None = None) -> Path:
     """A model folder by its path, or the name of one that ships; the default one for None."""
     if model is None:
-        model = DEFAULT_MODEL
+        return ASSETS / DEFAULT_MODEL
     path = Path(model)
     if path.is_dir():
         return path
@@ -84,7 +84,7 @@ class Transcriber:
 
     Args:
         bundle: the model.
-        decoding: how to search; greedy by default.
+        decoding: how to search; by default the preset `greedy_ctc`.
         batch_seconds: speech decoded together; more is faster and takes more memory.
         words: whether transcripts have word times and confidences, which cost a little more.
 
@@ -100,7 +100,7 @@ class Transcriber:
         words: bool = False,
     ) -> None:
         self.bundle = bundle
-        self.decoding = decoding or PRESETS["greedy"]
+        self.decoding = decoding or PRESETS["greedy_ctc"]
         self.batch_seconds = batch_seconds
         self.words = words
         if words:
@@ -300,12 +300,12 @@ def load_model(
         device: auto, cpu or cuda.
         words: whether transcripts have word times and confidences.
         decoding: settings of `asr.decoding.beam_search.DecodingConfig`, such as `beam=8`; what is not named is as
-            in its presets `greedy` or, with a beam above 1, `beam_ctc`.
+            in its presets `greedy_ctc` or, with a beam above 1, `beam_ctc`.
 
     Raises:
         ModelError: no such model, or it is damaged.
     """
-    preset = PRESETS["beam_ctc" if decoding.get("beam", 1) > 1 else "greedy"]
+    preset = PRESETS["beam_ctc" if decoding.get("beam", 1) > 1 else "greedy_ctc"]
     try:
         config = replace(preset, **decoding)
     except (TypeError, ValueError) as error:

@@ -26,6 +26,7 @@ from asr.training.checkpoint import DurableCheckpointIO, ExponentialAverage, lat
 from asr.training.module import LasModule
 from asr.training.plots import AttentionPlots
 from asr.transcriber import find_model
+from asr.writers import write_atomically
 
 __all__ = ["SpeechData", "train"]
 
@@ -125,8 +126,10 @@ def train(settings: Mapping[str, Any]) -> Path:
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
         if first:
-            (output / "config.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False))
-            (output / "dropped.txt").write_text("".join(f"{i}\t{reason}\n" for i, reason in data.dropped))
+            with write_atomically(output / "config.yaml") as file:
+                yaml.safe_dump(dict(settings), file, sort_keys=False)
+            with write_atomically(output / "dropped.txt") as file:
+                file.writelines(f"{i}\t{reason}\n" for i, reason in data.dropped)
             for kind in ("step-*.ckpt", "epoch-*.ckpt"):  # a run that goes on only replaces what it wrote itself
                 for old in sorted(checkpoints.glob(kind))[:-2]:
                     old.unlink()
@@ -156,6 +159,8 @@ def train(settings: Mapping[str, Any]) -> Path:
     if t["plots"]:
         chosen.append(AttentionPlots(count=t["plots"]))
     chosen.append(callbacks.RichProgressBar() if t["progress"] else callbacks.TQDMProgressBar(refresh_rate=0))
+    if t["max_steps"] < 0 and t["max_epochs"] % t["validate_every"]:
+        log.warning("the last epochs will not be validated: max_epochs is no multiple of validate_every")
     devices, nodes = _processes(t)
     trainer = lightning.Trainer(
         accelerator=t["accelerator"],

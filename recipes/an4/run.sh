@@ -22,7 +22,7 @@ done
 
 python recipes/an4/prepare.py "${prepare[@]}" output=data/an4
 python recipes/an4/train.py corpus.manifests=data/an4 output=runs/an4 "${train[@]}"
-for decoding in greedy beam_ctc; do
+for decoding in greedy greedy_ctc beam_ctc; do
     python recipes/an4/decode.py model_dir=runs/an4/model corpus.manifests=data/an4 decoding=$decoding \
         output=runs/an4/an4-test-$decoding
 done

@@ -29,7 +29,7 @@ done
 python recipes/librispeech/prepare.py "${prepare[@]}" "corpus.subsets=[$trained,$dev]" output="$output/manifests"
 python recipes/librispeech/train.py corpus.manifests="$output/manifests" "corpus.train=[$trained]" \
     "corpus.dev=[$dev]" output="$output" "${train[@]}"
-for decoding in greedy beam_ctc; do
+for decoding in greedy greedy_ctc beam_ctc; do
     python recipes/librispeech/decode.py model_dir="$output/model" corpus.manifests="$output/manifests" \
         "corpus.decode=[$dev]" decoding=$decoding output="$output/decode-$decoding"
 done

@@ -47,7 +47,7 @@ def test_from_a_folder_of_speech_to_a_wer_and_from_a_flac_to_text(toy_corpus, tm
     assert [record["epoch"] for record in history] == [4, 8, 12]
     assert history[-1]["dev/ctc"] < history[0]["dev/ctc"]
 
-    for decoding in ("greedy", "beam_ctc"):
+    for decoding in ("greedy_ctc", "beam_ctc"):
         decoded = tmp_path / decoding
         recipe(
             "librispeech/decode.py",
@@ -77,7 +77,7 @@ def test_from_a_folder_of_speech_to_a_wer_and_from_a_flac_to_text(toy_corpus, tm
         text=True,
         check=True,
     )
-    hypotheses = (tmp_path / "greedy" / "hyp.trn").read_text().splitlines()
+    hypotheses = (tmp_path / "greedy_ctc" / "hyp.trn").read_text().splitlines()
     assert f"{said.stdout.strip()} ({flac.stem})".lstrip() in hypotheses
 
 
