@@ -40,7 +40,7 @@ class TrainingConfig:
     ctc_only_epochs: float = 0.0  # at first the encoder learns from CTC alone, and faster; the speller waits
     ctc_warmup_epochs: float = 0.0  # then the weight falls from 1 to ctc_weight over these
     guided_attention: float = 0.0  # weight of a loss on attention far from the diagonal; falls to 0
-    guided_attention_epochs: float = 10.0  # over these
+    guided_attention_epochs: float = 10.0  # over these, counted from the end of ctc_only_epochs
     guided_attention_width: float = 0.1  # of the diagonal, as a share of the utterance
     label_smoothing: float = 0.1
     gradient_clip: float = 5.0  # largest norm
@@ -188,6 +188,13 @@ class LasModule(lightning.LightningModule):
             return c.ctc_weight
         return c.ctc_weight + (1 - c.ctc_weight) * (1 - past / c.ctc_warmup_epochs)
 
+    @property
+    def guidance(self) -> float:
+        """Weight of `off_diagonal` now."""
+        c = self.settings
+        past = max(0.0, self.epochs_done - c.ctc_only_epochs)
+        return c.guided_attention * max(0.0, 1 - past / max(c.guided_attention_epochs, 1e-9))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         frames = self.spec_augment(self.normalizer(batch.frames), batch.lengths)
         if self.epochs_done < self.settings.ctc_only_epochs:
@@ -204,12 +211,11 @@ class LasModule(lightning.LightningModule):
         weight = self.ctc_weight
         loss = (1 - weight) * attention + weight * ctc
         size = len(batch.ids)
-        c = self.settings
-        guidance = c.guided_attention * max(0.0, 1 - self.epochs_done / c.guided_attention_epochs)
-        if guidance and out.weights is not None:
-            off = off_diagonal(out.weights, out.lengths, batch.character_lengths + 1, c.guided_attention_width)
+        if self.guidance and out.weights is not None:
+            width = self.settings.guided_attention_width
+            off = off_diagonal(out.weights, out.lengths, batch.character_lengths + 1, width)
             self.log("train/off_diagonal", off.detach(), batch_size=size)
-            loss = loss + guidance * off
+            loss = loss + self.guidance * off
         self.log("train/attention", attention.detach(), batch_size=size)
         self.log("train/ctc", ctc.detach(), batch_size=size)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)

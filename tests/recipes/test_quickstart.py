@@ -14,7 +14,16 @@ AUDIO = ROOT / "recipes" / "quickstart" / "audio"
 
 def test_text_and_wer_of_each_file_the_total_and_a_plot(toy_bundle, tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / "recipes/quickstart/run.py", "--model", toy_bundle, "--output", tmp_path, "--beam", "1"],
+        [
+            sys.executable,
+            ROOT / "recipes/quickstart/run.py",
+            "--model",
+            toy_bundle,
+            "--output",
+            tmp_path,
+            "--beam",
+            "1",
+        ],
         capture_output=True,
         text=True,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},

@@ -85,3 +85,19 @@ def test_off_diagonal_by_hand():
     off[0, 2, 3] = 1.0  # past the end of the row: does not count
     expected = (1 - math.exp(-(0.25**2) / (2 * 0.1**2))) / 2
     assert off_diagonal(off, lengths, steps, 0.1) == pytest.approx(expected)
+
+
+def test_ctc_comes_first_then_fades_to_its_weight_and_guidance_fades_to_nothing(module, monkeypatch):
+    module.settings = TrainingConfig(
+        ctc_weight=0.4, ctc_only_epochs=2, ctc_warmup_epochs=1, guided_attention=3.0, guided_attention_epochs=4
+    )
+
+    def at(epoch):
+        monkeypatch.setattr(LasModule, "epochs_done", epoch)
+        return module.ctc_weight, module.guidance
+
+    assert at(0.0) == (1.0, 3.0)
+    assert at(2.0) == (1.0, 3.0)
+    assert at(2.5) == pytest.approx((0.7, 3.0 * (1 - 0.5 / 4)))
+    assert at(3.0) == pytest.approx((0.4, 3.0 * (1 - 1 / 4)))
+    assert at(9.0) == (0.4, 0.0)
