@@ -1,14 +1,19 @@
-"""This project: the model of a preset of `conf/`, and the loss and optimiser that its trainer uses."""
+"""This project: the model of a preset of `conf/`, the loss and optimiser that its trainer uses, and its beam search."""
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from _decode import Decode, Search
 from _step import BOS, EOS, N_MELS, VOCABULARY, Batch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from asr.decoding.scorers import Step
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT))
@@ -24,6 +29,34 @@ def preset(name: str) -> dict[str, Any]:
     return {k: OmegaConf.to_container(config[k], resolve=True) for k in ("corpus", "model", "training", "frontend")}
 
 
+class FixedLength:
+    """A scorer (asr/decoding/scorers.py) that forbids EOS before `tokens` characters and everything else after them."""
+
+    weight = 1.0
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def start(self, h: Tensor, lengths: Tensor, beam: int) -> Tensor:
+        state = torch.zeros(2, 1, VOCABULARY, device=h.device)
+        state[0, :, EOS] = -math.inf
+        state[1] = -math.inf
+        state[1, :, EOS] = 0.0
+        return state
+
+    def score(self, state: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        return state[int(step.position >= self.tokens)], state
+
+    def select(self, state: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+        return state
+
+    def keep(self, state: Tensor, utterances: Tensor) -> Tensor:
+        return state
+
+    def most(self, state: Tensor, remaining: Tensor) -> float:
+        return 0.0
+
+
 class AsrSystem:
     def __init__(self, experiment: str = "small") -> None:
         from asr import __version__
@@ -31,6 +64,7 @@ class AsrSystem:
 
         self.module = LasModule.from_settings(preset(experiment))
         self.model = self.module.model
+        self.encoder = self.model.encoder
         self.version = __version__
         self.description = f"preset {experiment}"
         tokenizer, config = self.module.tokenizer, self.model.config
@@ -56,6 +90,22 @@ class AsrSystem:
 
     def optimizer(self) -> torch.optim.Optimizer:
         return self.module.configure_optimizers()
+
+    def searcher(self, search: Search) -> str:
+        return "beam_search"
+
+    def decoder(self, search: Search) -> Decode:
+        from asr.decoding.beam_search import DecodingConfig, beam_search
+
+        config = DecodingConfig(beam=search.beam, ctc_weight=search.ctc_weight)
+        ends = FixedLength(search.tokens)
+
+        def decode(h: Tensor) -> list[list[int]]:
+            lengths = torch.full(h.shape[:1], h.shape[1], device=h.device)
+            found = beam_search(self.model, h, lengths, config, self.module.tokenizer, extra_scorers=[ends])
+            return [list(hypotheses[0].tokens) for hypotheses in found]
+
+        return decode
 
 
 build = AsrSystem

@@ -6,7 +6,8 @@ Losses, lengths and heads are put together as in its LibriSpeech seq2seq recipe;
 from __future__ import annotations
 
 import torch
-from _step import CTC_WEIGHT, DROPOUT, LABEL_SMOOTHING, N_MELS, VOCABULARY, Batch
+from _decode import Decode, Search
+from _step import BOS, CTC_WEIGHT, DROPOUT, EOS, LABEL_SMOOTHING, N_MELS, VOCABULARY, Batch
 from speechbrain import __version__
 from speechbrain.nnet.embedding import Embedding
 from speechbrain.nnet.linear import Linear
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 D = 512
 EMBEDDING = 128
+PRE_BEAM = 1.5  # characters that CTC scores, in beams: ESPnet's default
 JOIN_BEFORE = (0, 1)  # as this project's preset: reduction 4
 LAYERS = 4
 
@@ -54,6 +56,7 @@ class SpeechBrainSystem:
 
     def __init__(self) -> None:
         self.model = Model()
+        self.encoder = self.model.encoder
 
     def loss(self, batch: Batch) -> Tensor:
         relative = batch.lengths / batch.lengths.max()
@@ -65,6 +68,38 @@ class SpeechBrainSystem:
 
     def optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.model.parameters(), 1e-3, fused=True)
+
+    def searcher(self, search: Search) -> str:
+        return "S2SRNNBeamSearcher" + (", CTCScorer (partial)" if search.ctc else "")
+
+    def decoder(self, search: Search) -> Decode:
+        """CTC scores the most promising characters alone, as in ESPnet: quicker than the whole vocabulary."""
+        from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
+        from speechbrain.decoders.seq2seq import S2SRNNBeamSearcher
+
+        scorer = None
+        if search.ctc:
+            ctc = CTCScorer(self.model.ctc_lin, blank_index=0, eos_index=EOS)
+            scorer = ScorerBuilder({"ctc": search.ctc_weight}, partial_scorers=[ctc], scorer_beam_scale=PRE_BEAM)
+        steps = (search.tokens + 1.5) / search.frames  # the last character counts as EOS and is cut off
+        searcher = S2SRNNBeamSearcher(
+            self.model.embedding,
+            self.model.decoder,
+            self.model.seq_lin,
+            bos_index=BOS,
+            eos_index=EOS,
+            min_decode_ratio=steps,
+            max_decode_ratio=steps,
+            beam_size=search.beam,
+            scorer=scorer,
+            using_eos_threshold=False,
+        )
+
+        def decode(h: Tensor) -> list[list[int]]:
+            hypotheses, *_ = searcher(h, torch.ones(h.shape[0], device=h.device))
+            return hypotheses
+
+        return decode
 
 
 build = SpeechBrainSystem
