@@ -32,7 +32,7 @@ def plot_attention(
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, max(1.0, 0.16 * len(labels))])
     top.imshow(log_mel.T, origin="lower", aspect="auto", extent=(0, seconds, 0, log_mel.shape[1]), cmap="magma")
     top.set_ylabel("mel band")
-    top.set_title(title)
+    figure.suptitle(title, wrap=True, fontsize=10)
     image = bottom.imshow(
         weights, aspect="auto", extent=(0, seconds, len(labels), 0), cmap="Greys", vmin=0, interpolation="nearest"
     )

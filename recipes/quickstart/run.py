@@ -14,6 +14,7 @@ from rich.table import Table
 import asr
 from asr import audio as audio_files
 from asr import scoring
+from asr._exit import friendly_errors
 from asr.plots import plot_attention, save_figure
 
 HERE = Path(__file__).parent
@@ -67,4 +68,4 @@ def attention_plot(recogniser: "asr.transcriber.Transcriber", path: Path, target
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    friendly_errors(lambda: typer.run(main))()
