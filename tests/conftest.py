@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from toy_speech import speak
 
 
 @pytest.fixture(autouse=True)
@@ -15,19 +16,6 @@ def _reproducible():
 def _one_thread():
     # Small tensors everywhere: more threads only wait for each other.
     torch.set_num_threads(1)
-
-
-def speak(text: str, seed: int = 0) -> np.ndarray:
-    """Toy speech (T,) at 16 kHz: a tone of 80 ms for each character, a pause for a space, and a little noise."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(1280) / 16000
-    envelope = np.hanning(1280)
-    parts = [np.zeros(1600)]
-    for character in text:
-        pitch = 0.0 if character == " " else 300.0 + 200.0 * "'ABCDEFGHIJKLMNOPQRSTUVWXYZ".index(character)
-        parts.append(0.3 * envelope * np.sin(2 * np.pi * pitch * t))
-    samples = np.concatenate([*parts, np.zeros(1600)])
-    return (samples + rng.normal(0, 0.003, len(samples))).astype(np.float32)
 
 
 WORDS = ["ABLE", "BIRD", "CAVE", "DUNE", "ECHO", "FISH", "GOLD", "HAND"]

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from conftest import speak
+from toy_speech import speak
 from typer.testing import CliRunner
 
 from asr import cli

@@ -4,7 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import soundfile
-from conftest import speak
+from toy_speech import speak
 
 import asr
 from asr.errors import AudioError, ConfigError, ModelError

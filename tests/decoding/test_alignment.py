@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import speak
+from toy_speech import speak
 
 import asr
 from asr import cli

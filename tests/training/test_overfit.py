@@ -1,5 +1,5 @@
 import torch
-from conftest import speak
+from toy_speech import speak
 
 from asr.decoding.greedy import ctc_greedy, speller_greedy
 from asr.frontend import FrontendConfig, LogMel, Normalizer
