@@ -19,11 +19,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from asr.bundle import load_bundle, save_bundle
-from asr.config import to_mapping
+from asr.config import from_mapping, to_mapping
 from asr.corpus.dataset import BatchLoader, FeatureCache, SpeechDataset, load_cuts, plan_epoch, split_trainable
 from asr.errors import ConfigError, CorpusError
 from asr.training.checkpoint import DurableCheckpointIO, ExponentialAverage, latest_checkpoint
-from asr.training.module import LasModule
+from asr.training.module import LasModule, TrainingConfig
 from asr.training.plots import AttentionPlots
 from asr.transcriber import find_model
 from asr.writers import write_atomically
@@ -116,8 +116,8 @@ def train(settings: Mapping[str, Any]) -> Path:
     output = Path(settings["output"])
     checkpoints = output / "checkpoints"
     resume = _resume_from(settings, checkpoints)
-    module = LasModule.from_settings(settings)
-    lightning.seed_everything(module.settings.seed, workers=True, verbose=False)
+    seed = from_mapping(TrainingConfig, settings["training"], "training").seed
+    lightning.seed_everything(seed, workers=True, verbose=False)  # the first weights depend on it
     module = LasModule.from_settings(settings)
     data = SpeechData(settings["corpus"], module)
     if settings.get("init_from") and resume is None:
