@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-__all__ = ["BiLSTM", "EncoderConfig", "PyramidalEncoder", "join_pairs", "length_mask", "reverse_rows"]
+__all__ = ["BiLSTM", "EncoderConfig", "PyramidalEncoder", "join_pairs", "length_mask"]
 
 
 @dataclass(frozen=True)
@@ -28,26 +29,23 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def reverse_rows(x: Tensor, lengths: Tensor) -> Tensor:
-    """Reverse each row of (B, T, d) within its own length; padding stays where it is. Its own inverse."""
-    time = torch.arange(x.shape[1], device=x.device)
-    reversed_time = lengths[:, None] - 1 - time  # (B, T), negative on padding
-    index = torch.where(reversed_time >= 0, reversed_time, time)
-    return x.gather(1, index[..., None].expand_as(x))
-
-
 def join_pairs(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Join neighbouring frames: (B, T, d) -> (B, T // 2, 2 d), lengths -> lengths // 2; an odd last frame goes."""
     batch, time, d = x.shape
     return x[:, : time // 2 * 2].reshape(batch, time // 2, 2 * d), lengths // 2
 
 
+FLAG_COLUMNS = 8  # one would do; rows of a multiple of 8 numbers, and of no power of 2, multiply fastest
+CLOSED = -1e4  # an input gate's sum before the sigmoid, which then is exactly 0 in fp32 and in bf16
+
+
 class BiLSTM(nn.Module):
     """One bidirectional LSTM layer over padded rows that never sees their padding.
 
     On CUDA the rows are packed and cuDNN does the rest. On CPU packing makes the backward pass quadratic in the
-    length, so the two directions run as one-direction LSTMs on the padded tensor, the backward one on each row
-    reversed within its own length: the same numbers, with the same parameters.
+    length, so the padded tensor goes through the LSTM as it is, with a column that flags padding: to the backward
+    direction, which comes from there, the flag's weight closes the input gate, and cell and output stay exactly 0
+    until the row's last real position. The same numbers, with the same parameters.
     """
 
     def __init__(self, input_size: int, d: int) -> None:
@@ -61,16 +59,22 @@ class BiLSTM(nn.Module):
         if x.is_cuda:
             packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
             return pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0]
-        forward = self._direction(x, "")
-        backward = reverse_rows(self._direction(reverse_rows(x, lengths), "_reverse"), lengths)
-        h = torch.cat([forward, backward], dim=-1)
-        return h.masked_fill(~length_mask(lengths, x.shape[1])[..., None], 0.0)
-
-    def _direction(self, x: Tensor, suffix: str) -> Tensor:
-        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-        weights = [getattr(self.lstm, name + suffix) for name in names]
-        zeros = x.new_zeros(1, x.shape[0], self.lstm.hidden_size)
-        return torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, self.training, False, True)[0]
+        lstm, units = self.lstm, self.lstm.hidden_size
+        padding = ~length_mask(lengths, x.shape[1])[..., None]  # (B, T, 1)
+        flags = functional.pad(padding.to(x.dtype), (0, FLAG_COLUMNS - 1))
+        forward, backward = lstm.all_weights  # each: of the input, across steps, and their biases
+        ignored = forward[0].new_zeros(4 * units, FLAG_COLUMNS)
+        closing = ignored.clone()
+        closing[:units, 0] = CLOSED  # the input gate's rows come first
+        weights = [
+            torch.cat([forward[0], ignored], dim=1),
+            *forward[1:],
+            torch.cat([backward[0], closing], dim=1),
+            *backward[1:],
+        ]
+        zeros = x.new_zeros(2, x.shape[0], units)
+        h = torch.lstm(torch.cat([x, flags], -1), (zeros, zeros), weights, True, 1, 0.0, self.training, True, True)[0]
+        return h.masked_fill(padding, 0.0)
 
 
 class PyramidalEncoder(nn.Module):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from asr.model.attention import ATTENTIONS, DotProductAttention
 from asr.model.encoder import length_mask
+from asr.model.lstm import lstm as run_lstm
 
 __all__ = ["Memory", "Speller", "SpellerConfig", "SpellerState"]
 
@@ -156,7 +157,7 @@ class Speller(nn.Module):
                 s = h_n[:, None]
             else:
                 initial = (state.hidden[:, hop].unsqueeze(0).contiguous(), state.cell[:, hop].unsqueeze(0).contiguous())
-                s, (h_n, c_n) = lstm(x, initial)  # (B, U, d)
+                s, (h_n, c_n) = run_lstm(lstm, x, initial)  # type: ignore[arg-type]  # (B, U, d)
                 h_n, c_n = h_n[0], c_n[0]
             hidden.append(h_n)
             cell.append(c_n)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from asr.model.encoder import BiLSTM, EncoderConfig, PyramidalEncoder, join_pairs, reverse_rows
+from asr.model.encoder import BiLSTM, EncoderConfig, PyramidalEncoder, join_pairs
 
 LENGTHS = torch.tensor([13, 7, 1])
 
@@ -13,7 +13,7 @@ def packed(lstm: nn.LSTM, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tenso
     return pad_packed_sequence(lstm(sequence)[0], batch_first=True, total_length=x.shape[1])[0]
 
 
-def test_reversed_rows_lstm_equals_the_packed_one_with_its_gradients():
+def test_flagged_lstm_equals_the_packed_one_with_its_gradients():
     layer = BiLSTM(5, 8)
     x = torch.randn(3, 13, 5, requires_grad=True)
     ours = layer(x, LENGTHS)
@@ -41,13 +41,6 @@ def test_bilstm_padding_is_exactly_zero():
     assert (h[1, 7:] == 0).all()
     assert (h[2, 1:] == 0).all()
     assert (h[0] != 0).all()
-
-
-def test_reverse_rows_exact_and_its_own_inverse():
-    x = torch.arange(10.0).reshape(2, 5, 1)
-    lengths = torch.tensor([5, 3])
-    assert reverse_rows(x, lengths)[:, :, 0].tolist() == [[4, 3, 2, 1, 0], [7, 6, 5, 8, 9]]
-    assert torch.equal(reverse_rows(reverse_rows(x, lengths), lengths), x)
 
 
 def test_join_pairs_exact():

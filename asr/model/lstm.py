@@ -1,0 +1,101 @@
+"""One LSTM layer over a whole sequence on the CPU, where PyTorch's own is slow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["cpu_autocast_dtype", "lstm", "lstm_by_steps"]
+
+WIDE = 512  # inputs from here on
+
+
+def cpu_autocast_dtype() -> torch.dtype | None:
+    """The type that CPU autocast computes in, None where it is off."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
+def lstm(layer: nn.LSTM, x: Tensor, initial: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`layer(x, initial)` of a one-layer, one-direction, batch-first LSTM, by whichever way is quicker.
+
+    oneDNN's bf16 LSTM takes four times its floor backward where the input is wide, since it adds up the gradient of
+    the input's weights time step by time step; there `lstm_by_steps` is quicker (recipes/benchmark/README.md).
+    """
+    if x.is_cuda or cpu_autocast_dtype() != torch.bfloat16 or x.shape[-1] < WIDE or not torch.is_grad_enabled():
+        return layer(x, initial)
+    h, c = initial
+    out, c_n = lstm_by_steps(x, h[0], c[0], *layer.all_weights[0])
+    return out, (out[:, -1].unsqueeze(0), c_n.unsqueeze(0))
+
+
+def lstm_by_steps(
+    x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Inputs (B, T, I), first states (B, d) -> outputs (B, T, d) and the last cell (B, d).
+
+    All that does not depend on the step before is one large matrix product over the sequence, forward and backward;
+    only h_{t-1} W_hh is left to the loop. Parameters and equations are nn.LSTM's. Under CPU autocast the products
+    are bf16, the cell stays fp32.
+    """
+    dtype = cpu_autocast_dtype() or x.dtype
+    with torch.autocast("cpu", enabled=False):
+        return _Lstm.apply(
+            x.to(dtype), h.to(dtype), c.float(), weight_ih.to(dtype), weight_hh.to(dtype), (bias_ih + bias_hh).to(dtype)
+        )
+
+
+class _Lstm(torch.autograd.Function):
+    """Within, time comes first: (T, B, ...)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x = x.transpose(0, 1).contiguous()
+        steps, batch, _ = x.shape
+        d = h.shape[1]
+        fed = functional.linear(x, w_ih, bias)  # (T, B, 4 d)
+        gates = fed.new_empty(steps, batch, 4, d, dtype=c.dtype)  # i, f, g, o after their functions
+        cells = c.new_empty(steps + 1, batch, d)
+        hidden = h.new_empty(steps + 1, batch, d)
+        cells[0], hidden[0] = c, h
+        across = w_hh.t().contiguous()
+        for t in range(steps):
+            now = gates[t]
+            now.view(batch, 4 * d).copy_(torch.addmm(fed[t], hidden[t], across))
+            now[:, :2].sigmoid_()
+            now[:, 2].tanh_()
+            now[:, 3].sigmoid_()
+            i, f, g, o = now.unbind(1)
+            torch.addcmul(i * g, f, cells[t], out=cells[t + 1])
+            hidden[t + 1] = o * cells[t + 1].tanh()
+        ctx.save_for_backward(x, w_ih, w_hh, gates, cells, hidden)
+        return hidden[1:].transpose(0, 1), cells[-1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor, grad_cell: Tensor) -> tuple[Tensor, ...]:
+        x, w_ih, w_hh, gates, cells, hidden = ctx.saved_tensors
+        steps, batch, _, d = gates.shape
+        i, f, g, o = gates.unbind(2)
+        tanh = cells[1:].tanh()
+        to_cell = o * (1 - tanh * tanh)  # what a change of h_t does to c_t
+        # What a change of c_t (first three) or h_t (last) does to the gates before their functions.
+        factors = torch.stack([g * i * (1 - i), cells[:-1] * f * (1 - f), i * (1 - g * g), tanh * o * (1 - o)], dim=2)
+        grad_out = grad_out.transpose(0, 1)
+        grad_gates = hidden.new_empty(steps, batch, 4, d)
+        dh, dc = torch.zeros_like(cells[0]), grad_cell.to(cells.dtype)
+        for t in range(steps - 1, -1, -1):
+            dh = dh + grad_out[t]
+            dc = torch.addcmul(dc, dh, to_cell[t])
+            grad_gates[t, :, :3] = dc[:, None] * factors[t, :, :3]
+            grad_gates[t, :, 3] = dh * factors[t, :, 3]
+            dc = dc * f[t]
+            dh = (grad_gates[t].view(batch, 4 * d) @ w_hh).to(cells.dtype)
+        flat = grad_gates.view(steps * batch, 4 * d)
+        grad_x = (flat @ w_ih).view_as(x).transpose(0, 1)
+        grad_ih = flat.t() @ x.view(steps * batch, -1)
+        grad_hh = flat.t() @ hidden[:-1].view(steps * batch, d)
+        return grad_x, dh.to(hidden.dtype), dc, grad_ih, grad_hh, flat.sum(0)
