@@ -175,6 +175,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--steps and --threads are at least 1, --warmup at least 0")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device here")
+    if "bf16" in (options.precisions or ()) and not native_bf16(options.device):
+        parser.error(f"--precisions bf16: this {options.device} has no bf16 instructions")
     precisions = options.precisions or (["fp32", "bf16"] if native_bf16(options.device) else ["fp32"])
     console = Console(stderr=options.json, width=None if sys.stdout.isatty() else 120)
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from asr.model import lstm as module
-from asr.model.lstm import lstm, lstm_by_steps
+from asr.model.lstm import PackedCell, lstm, lstm_by_steps
 
 
 def both(dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -58,3 +58,19 @@ def test_fp32_is_pytorchs_own(size):
     layer = nn.LSTM(size, 4, batch_first=True)
     x, zeros = torch.randn(2, 5, size), torch.zeros(1, 2, 4)
     assert torch.equal(lstm(layer, x, (zeros, zeros))[0], layer(x, (zeros, zeros))[0])
+
+
+def test_packed_cell_equals_lstm_cell_with_fp16_weights():
+    if not PackedCell.available():
+        pytest.skip("needs FBGEMM (x86-64)")
+    layer = nn.LSTM(12, 16)
+    for p in layer.parameters():
+        p.data = p.data.half().float()
+    x, h, c = torch.randn(3, 12), torch.randn(3, 16), torch.randn(3, 16)
+    expected = torch.lstm_cell(x, (h, c), *layer.all_weights[0])
+    cell = PackedCell(layer)
+    found = cell(x, h, c)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    alone = cell(x[1:2], h[1:2], c[1:2])
+    torch.testing.assert_close(alone[0], found[0][1:2], atol=1e-6, rtol=1e-6)

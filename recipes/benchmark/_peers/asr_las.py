@@ -99,6 +99,7 @@ class AsrSystem:
 
         config = DecodingConfig(beam=search.beam, ctc_weight=search.ctc_weight)
         ends = FixedLength(search.tokens)
+        self.model.speller.pack()  # as load_bundle does
 
         def decode(h: Tensor) -> list[list[int]]:
             lengths = torch.full(h.shape[:1], h.shape[1], device=h.device)
