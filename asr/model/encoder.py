@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from asr.model.dropout import ByteDropout
+
 __all__ = ["BiLSTM", "EncoderConfig", "PyramidalEncoder", "join_pairs", "length_mask"]
 
 
@@ -92,7 +94,7 @@ class PyramidalEncoder(nn.Module):
         self.norms = nn.ModuleList(
             nn.LayerNorm(config.d) if config.layer_norm else nn.Identity() for _ in range(config.layers)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = ByteDropout(config.dropout)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (B, T, n_mels), lengths (B,) -> h (B, N, d) and lengths (B,) with N = T // reduction.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from asr.model.attention import ATTENTIONS, DotProductAttention
+from asr.model.dropout import ByteDropout
 from asr.model.encoder import length_mask
 from asr.model.lstm import PackedCell
 from asr.model.lstm import lstm as run_lstm
@@ -90,7 +91,7 @@ class Speller(nn.Module):
         self.attentions: Sequence[DotProductAttention] = nn.ModuleList(
             ATTENTIONS[c.attention](c.d) for _ in range(c.hops if attends else 0)
         )  # type: ignore[assignment]
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = ByteDropout(c.dropout)
         self.output = nn.Linear(above, c.vocabulary)
         self._packed: list[PackedCell] = []  # of the LSTMs; see `pack`
 
