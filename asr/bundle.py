@@ -1,4 +1,8 @@
-"""A model on disk: a folder with `model.safetensors` and `config.yaml`. Nothing in it is ever unpickled."""
+"""A model on disk: a folder with `model.safetensors` and `config.yaml`. Nothing in it is ever unpickled.
+
+A language model may lie beside them: `language_model.safetensors` and `language_model.yaml`. It is read when it is
+first asked for. `decoding:` in its YAML file holds the settings of the search that suit the two models.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asr.config import from_mapping, to_mapping
+from asr.decoding.word_lm import KIND as WORD_NGRAM
+from asr.decoding.word_lm import WordLanguageModel, load_word_lm
 from asr.errors import ConfigError, ModelError
 from asr.frontend import FrontendConfig, LogMel, Normalizer
+from asr.model.language_model import SETTINGS, WEIGHTS, CharLanguageModel, load_language_model, read_settings
 from asr.model.las import ListenAttendSpell, ModelConfig
 from asr.tokenizer import CharTokenizer
 
-__all__ = ["Bundle", "load_bundle", "save_bundle"]
+__all__ = ["Bundle", "load_any_language_model", "load_bundle", "save_bundle"]
 
 FORMAT = 1  # raised when an older reader could not make sense of a newer folder
 
@@ -34,6 +41,8 @@ class Bundle:
     tokenizer: CharTokenizer
     training: dict[str, Any] = field(default_factory=dict)  # data, steps, WER: what `asr info` shows
     path: Path | None = None
+    language_model_path: Path | None = None  # a folder with a language model; by default the model's own, if it has one
+    _language_model: tuple[Path, CharLanguageModel | WordLanguageModel] | None = None
 
     @property
     def name(self) -> str:
@@ -46,7 +55,32 @@ class Bundle:
     def to(self, device: str | torch.device) -> Bundle:
         for module in (self.model, self.normalizer, self.frontend):
             module.to(device)
+        if self._language_model:
+            self._language_model[1].to(device)
         return self
+
+    @property
+    def language_model(self) -> CharLanguageModel | WordLanguageModel | None:
+        """The language model at `language_model_path`, on the bundle's device.
+
+        Raises:
+            ModelError: it is damaged, or about other characters.
+        """
+        path = self.language_model_path
+        if path is None:
+            return None
+        if self._language_model is None or self._language_model[0] != path:
+            self._language_model = path, load_any_language_model(path, self.tokenizer, self.device)
+        return self._language_model[1]
+
+    @property
+    def language_model_settings(self) -> dict[str, Any]:
+        """`language_model.yaml`: `kind`, `training`, `decoding` ...; empty where there is no language model.
+
+        Raises:
+            ModelError: it is damaged.
+        """
+        return read_settings(self.language_model_path) if self.language_model_path else {}
 
     @torch.no_grad()
     def encode(self, samples: Tensor) -> Tensor:
@@ -114,5 +148,21 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: weights do not fit config.yaml ({detail})") from error
-    bundle = Bundle(model.eval(), normalizer.eval(), LogMel(frontend).eval(), tokenizer, config["training"], folder)
+    model.eval().speller.pack()  # rounds nothing: the folder holds fp16
+    bundle = Bundle(model, normalizer.eval(), LogMel(frontend).eval(), tokenizer, config["training"], folder)
+    if (folder / WEIGHTS).is_file() or (folder / SETTINGS).is_file():
+        bundle.language_model_path = folder
     return bundle.to(device)
+
+
+def load_any_language_model(
+    folder: str | Path, tokenizer: CharTokenizer | None = None, device: str | torch.device = "cpu"
+) -> CharLanguageModel | WordLanguageModel:
+    """Read a language model, whichever kind it is, in evaluation mode.
+
+    Raises:
+        ModelError: a file is missing or damaged, does not fit the rest, or is about other characters.
+    """
+    if read_settings(Path(folder)).get("kind") == WORD_NGRAM:
+        return load_word_lm(folder, tokenizer).to(device)
+    return load_language_model(folder, tokenizer, device)

@@ -64,7 +64,14 @@ def options(
 def transcribe(
     audio: Annotated[list[Path], typer.Argument(help="Audio files: WAV, FLAC, MP3, OGG/Opus ...", show_default=False)],
     model: Model = None,
-    beam: Annotated[int, typer.Option(min=1, help="Hypotheses kept in the search; 1 is greedy.")] = 1,
+    beam: Annotated[
+        int | None,
+        typer.Option(min=1, help="Hypotheses kept in the search; 1 is greedy.", show_default="the model's, else 1"),
+    ] = None,
+    lm_weight: Annotated[
+        float | None,
+        typer.Option(min=0, help="How much the language model counts; 0: not at all.", show_default="the model's"),
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
     format: Annotated[Format, typer.Option(help="txt: one line a file; json: one object a line.")] = Format.txt,
     output_dir: Annotated[
@@ -86,7 +93,7 @@ def transcribe(
 
     if threads:
         torch.set_num_threads(threads)
-    recogniser = load_model(model, device.value, words=words, beam=beam)
+    recogniser = load_model(model, device.value, words=words, beam=beam, lm_weight=lm_weight)
     writer = get_writer("jsonl" if format is Format.json else "txt")
     failed = False
     with _progress(len(audio)) as advance:
@@ -169,6 +176,13 @@ def info(
         "characters": bundle.tokenizer.characters,
         "training": bundle.training,
     }
+    if bundle.language_model_path:
+        settings = bundle.language_model_settings
+        facts["language_model"] = {
+            "kind": settings.get("kind"),
+            "size_mb": round((folder / "language_model.safetensors").stat().st_size / 1e6, 1),
+            **{name: settings[name] for name in ("training", "decoding") if settings.get(name)},
+        }
     if as_json:
         typer.echo(json.dumps(facts, ensure_ascii=False))
         return

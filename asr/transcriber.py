@@ -14,16 +14,18 @@ import torch
 
 from asr import audio
 from asr.bundle import Bundle, load_bundle
-from asr.config import from_mapping
+from asr.config import from_mapping, to_mapping
 from asr.decoding.alignment import Confidence, WordTiming, align_batch, geometric_mean
 from asr.decoding.beam_search import PRESETS, DecodingConfig, Hypothesis, beam_search
 from asr.errors import AudioError, ConfigError, ModelError
+from asr.model.language_model import SETTINGS
 from asr.writers import Segment, Transcript, Word
 
 __all__ = [
     "ASSETS",
     "DEFAULT_MODEL",
     "Transcriber",
+    "choose_decoding",
     "find_model",
     "load_model",
     "pick_device",
@@ -84,12 +86,13 @@ class Transcriber:
 
     Args:
         bundle: the model.
-        decoding: how to search; by default the preset `greedy_ctc`.
+        decoding: how to search; by default the preset `greedy_ctc`, with a language model only if its `lm_weight` asks.
         batch_seconds: speech decoded together; more is faster and takes more memory.
         words: whether transcripts have word times and confidences, which cost a little more.
 
     Raises:
-        ModelError: words are wanted, but the model's settings for them make no sense.
+        ConfigError: a language model is asked for, but the bundle has none.
+        ModelError: the language model is damaged; or words are wanted, but the model's settings for them make no sense.
     """
 
     def __init__(
@@ -103,6 +106,12 @@ class Transcriber:
         self.decoding = decoding or PRESETS["greedy_ctc"]
         self.batch_seconds = batch_seconds
         self.words = words
+        self.language_model = bundle.language_model if self.decoding.lm_weight else None
+        if self.decoding.lm_weight and self.language_model is None:
+            raise ConfigError(
+                f"lm_weight is {self.decoding.lm_weight:g}, but {bundle.path or 'the model'} has no language model; "
+                "set it to 0"
+            )
         if words:
             self.timing, self.confidence = word_settings(bundle)
 
@@ -128,7 +137,7 @@ class Transcriber:
 
     def search(self, h: torch.Tensor, lengths: torch.Tensor) -> list[list[Hypothesis]]:
         """Encoder states (B, N, d), lengths (B,) -> the n best hypotheses of each."""
-        return beam_search(self.bundle.model, h, lengths, self.decoding, self.bundle.tokenizer)
+        return beam_search(self.bundle.model, h, lengths, self.decoding, self.bundle.tokenizer, self.language_model)
 
     @torch.inference_mode()
     def _recognise_pieces(self, pieces: Sequence[_Piece]) -> list[_Recognised]:
@@ -290,6 +299,31 @@ def split_at_pauses(samples: np.ndarray, sample_rate: int, longest: float = MAX_
     return pieces
 
 
+def choose_decoding(bundle: Bundle, **settings: Any) -> DecodingConfig:
+    """How to search with this model where only some `settings` of DecodingConfig, or none, are given.
+
+    What is not given is as the model's folder says (`decoding:` in language_model.yaml) where it has a language model
+    and no `lm_weight` of 0 turns it off, else as in the presets `greedy_ctc` or, with a beam above 1, `beam_ctc`.
+
+    Raises:
+        ConfigError: a setting does not exist or cannot work.
+        ModelError: the settings in the model's folder make no sense.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    preset = PRESETS["beam_ctc" if given.get("beam", 1) > 1 else "greedy_ctc"]
+    if bundle.language_model_path and given.get("lm_weight", 1.0):
+        tuned = bundle.language_model_settings.get("decoding") or {}
+        try:
+            preset = from_mapping(DecodingConfig, {**to_mapping(PRESETS["beam_ctc_lm"]), **tuned}, "decoding")
+        except (ConfigError, TypeError) as error:
+            raise ModelError(f"{bundle.language_model_path / SETTINGS}: {error}; tune.py save=true mends it") from error
+    try:
+        # A narrower beam than the tuned one has room for fewer results.
+        return replace(preset, **{"nbest": min(preset.nbest, given.get("beam", preset.beam)), **given})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"decoding: {error}") from None
+
+
 def load_model(
     path: str | Path | None = None, device: str = "auto", words: bool = False, **decoding: Any
 ) -> Transcriber:
@@ -299,15 +333,12 @@ def load_model(
         path: folder with `model.safetensors` and `config.yaml`, or the name of a model that ships.
         device: auto, cpu or cuda.
         words: whether transcripts have word times and confidences.
-        decoding: settings of `asr.decoding.beam_search.DecodingConfig`, such as `beam=8`; what is not named is as
-            in its presets `greedy_ctc` or, with a beam above 1, `beam_ctc`.
+        decoding: settings of `asr.decoding.beam_search.DecodingConfig`, such as `beam=8` or, to leave out the model's
+            language model, `lm_weight=0`; the others are as `choose_decoding` says.
 
     Raises:
         ModelError: no such model, or it is damaged.
+        ConfigError: a setting cannot work.
     """
-    preset = PRESETS["beam_ctc" if decoding.get("beam", 1) > 1 else "greedy_ctc"]
-    try:
-        config = replace(preset, **decoding)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"decoding: {error}") from None
-    return Transcriber(load_bundle(find_model(path), pick_device(device)), config, words=words)
+    bundle = load_bundle(find_model(path), pick_device(device))
+    return Transcriber(bundle, choose_decoding(bundle, **decoding), words=words)

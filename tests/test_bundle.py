@@ -2,8 +2,11 @@ import pytest
 import torch
 import yaml
 
-from asr.bundle import load_bundle
+from asr.bundle import load_any_language_model, load_bundle
+from asr.decoding.word_lm import WordLanguageModel, estimate, save_word_lm
 from asr.errors import ModelError
+from asr.model.language_model import CharLanguageModel, LanguageModelConfig, save_language_model
+from asr.tokenizer import CharTokenizer
 
 
 def test_weights_come_back_as_fp16_and_the_statistics_exactly(toy_bundle):
@@ -55,3 +58,37 @@ def test_a_pickle_in_place_of_the_weights_is_not_loaded(toy_bundle):
     torch.save(Trap(), toy_bundle / "model.safetensors")
     with pytest.raises(ModelError, match="damaged"):
         load_bundle(toy_bundle)
+
+
+def test_a_language_model_beside_the_weights(toy_bundle):
+    assert load_bundle(toy_bundle).language_model is None
+    assert load_bundle(toy_bundle).language_model_settings == {}
+    model = CharLanguageModel(LanguageModelConfig(embedding=4, d=8))
+    save_language_model(toy_bundle, model, CharTokenizer(), {"words": 5})
+    bundle = load_bundle(toy_bundle)
+    found = bundle.language_model
+    assert isinstance(found, CharLanguageModel)
+    assert bundle.language_model is found  # read once
+    assert torch.equal(found.output.weight, model.output.weight.half().float())
+    assert bundle.language_model_settings["training"] == {"words": 5}
+
+
+def test_a_word_model_beside_the_weights_or_elsewhere(toy_bundle, tmp_path):
+    save_word_lm(tmp_path / "lm", estimate(["ABLE BIRD", "ABLE BIRD CAVE"]), {"words": 5})
+    assert isinstance(load_any_language_model(tmp_path / "lm"), WordLanguageModel)
+    bundle = load_bundle(toy_bundle)
+    bundle.language_model_path = tmp_path / "lm"
+    assert isinstance(bundle.language_model, WordLanguageModel)
+    assert bundle.language_model.words == ["ABLE", "BIRD"]
+
+
+def test_a_damaged_language_model_harms_only_those_who_want_it(toy_bundle):
+    save_word_lm(toy_bundle, estimate(["ABLE BIRD", "ABLE BIRD CAVE"]), {})
+    weights = toy_bundle / "language_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:300])
+    bundle = load_bundle(toy_bundle)
+    with pytest.raises(ModelError, match=r"language_model.safetensors: damaged"):
+        _ = bundle.language_model
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"language_model.safetensors is missing"):
+        _ = load_bundle(toy_bundle).language_model

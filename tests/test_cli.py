@@ -9,6 +9,7 @@ from toy_speech import speak
 from typer.testing import CliRunner
 
 from asr import cli
+from asr.decoding.word_lm import estimate, save_word_lm
 from asr.errors import AsrError
 
 
@@ -143,6 +144,23 @@ def test_info(run, toy_bundle):
     assert facts["parameters"] > 10_000
     assert facts["training"]["dev_wer"] == 0.5
     assert "train-toy" in run("info")[1]
+
+
+def test_the_language_model(run, toy_bundle, files):
+    code, out, err = run("transcribe", "--lm-weight", "0.4", *files)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: lm_weight is 0.4, but ")
+    assert err.count("\n") == 1
+    without = run("transcribe", "--beam", "2", *files)[1]
+    save_word_lm(toy_bundle, estimate(["ABLE BIRD", "ABLE BIRD CAVE", "CAVE"]), {"words": 6})
+    assert run("transcribe", "--beam", "2", "--lm-weight", "0", *files)[1] == without
+    fused = run("transcribe", "--beam", "2", "--lm-weight", "3", *files)
+    assert fused[0] == 0
+    assert fused[1] != without
+    assert run("transcribe", "--lm-weight", "-1", *files)[0] == 2
+    facts = json.loads(run("info", "--json")[1])["language_model"]
+    assert (facts["kind"], facts["training"]) == ("word n-gram", {"words": 6})
+    assert "word n-gram" in run("info")[1]
 
 
 @pytest.mark.parametrize("command", [(), ("transcribe",), ("score",), ("info",)])

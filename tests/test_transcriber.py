@@ -1,12 +1,16 @@
 import io
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from toy_speech import speak
 
 import asr
+from asr.decoding.beam_search import PRESETS
+from asr.decoding.word_lm import estimate, save_word_lm
 from asr.errors import AudioError, ConfigError, ModelError
 from asr.transcriber import find_model, is_silent, pick_device, split_at_pauses
 from asr.writers import Transcript
@@ -100,3 +104,44 @@ def test_decoding_settings_are_checked(toy_bundle):
         asr.load_model(toy_bundle, "cpu", width=3)
     assert asr.load_model(toy_bundle, "cpu").decoding.beam == 1
     assert asr.load_model(toy_bundle, "cpu", beam=4).decoding.ctc_weight > 0
+
+
+@pytest.fixture
+def with_lm(toy_bundle):
+    """The toy model with a language model, and settings for both."""
+    save_word_lm(toy_bundle, estimate(["ABLE BIRD", "ABLE BIRD CAVE", "CAVE"]), {"words": 6})
+    path = toy_bundle / "language_model.yaml"
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(settings | {"decoding": {"beam": 3, "lm_weight": 0.7, "word_bonus": -1.0}}))
+    return toy_bundle
+
+
+def test_the_models_language_model_is_used_unless_it_is_turned_off(with_lm, toy_bundle):
+    decoding = asr.load_model(with_lm, "cpu").decoding
+    assert (decoding.beam, decoding.lm_weight, decoding.word_bonus) == (3, 0.7, -1.0)
+    assert decoding.ctc_weight == PRESETS["beam_ctc_lm"].ctc_weight
+    recogniser = asr.load_model(with_lm, "cpu", lm_weight=0)
+    assert recogniser.decoding == PRESETS["greedy_ctc"]
+    assert recogniser.language_model is None
+    assert asr.load_model(with_lm, "cpu", lm_weight=0, beam=2).decoding == replace(PRESETS["beam_ctc"], beam=2)
+    decoding = asr.load_model(with_lm, "cpu", lm_weight=0.1, beam=1).decoding
+    assert (decoding.beam, decoding.lm_weight, decoding.word_bonus) == (1, 0.1, -1.0)
+    samples = speak("ABLE BIRD CAVE")
+    texts = {w: asr.load_model(with_lm, "cpu", lm_weight=w).transcribe(samples).text for w in (0, 3.0)}
+    assert texts[0] != texts[3.0]
+    assert set(texts[3.0].split()) <= {"ABLE", "BIRD", "CAVE"}
+
+
+def test_a_language_model_that_is_not_there(toy_bundle):
+    with pytest.raises(ConfigError, match=r"lm_weight is 0.3, but .*model has no language model; set it to 0"):
+        asr.load_model(toy_bundle, "cpu", lm_weight=0.3)
+
+
+def test_settings_of_the_language_model_that_make_no_sense(with_lm):
+    path = with_lm / "language_model.yaml"
+    settings = yaml.safe_load(path.read_text())
+    for wrong in ({"beam": 0}, {"colour": 1}, [1]):
+        path.write_text(yaml.safe_dump(settings | {"decoding": wrong}))
+        with pytest.raises(ModelError, match=r"language_model.yaml: .*tune.py save=true"):
+            asr.load_model(with_lm, "cpu")
+    assert asr.load_model(with_lm, "cpu", lm_weight=0).decoding.lm_weight == 0

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ __all__ = [
     "Batch",
     "BatchLoader",
     "FeatureCache",
+    "FrameSource",
     "SpeechDataset",
+    "default_workers",
     "load_cuts",
     "plan_epoch",
     "split_trainable",
@@ -60,9 +62,13 @@ def load_cuts(manifests: str | Path, subsets: Sequence[str]) -> list[MonoCut]:
             have = sorted(p.name[len("cuts_") : -len(".jsonl.gz")] for p in Path(manifests).glob("cuts_*.jsonl.gz"))
             raise CorpusError(f"{path}: no such manifest; run prepare.py first (here: {', '.join(have) or 'none'})")
         try:
-            cuts.extend(CutSet.from_file(path).to_eager())
-        except Exception as error:
-            raise CorpusError(f"{path}: not a readable cut manifest ({error}); run prepare.py again") from error
+            found = list(CutSet.from_file(path).to_eager())
+            if not all(isinstance(cut, MonoCut) and cut.has_recording for cut in found):
+                raise TypeError("it holds other things than cuts of recordings")
+        except Exception as error:  # gzip, JSON and lhotse each have their own
+            what = " ".join(str(error).split())[:200]
+            raise CorpusError(f"{path}: not a readable cut manifest ({what}); run prepare.py again") from error
+        cuts.extend(found)
     return cuts
 
 
@@ -107,8 +113,8 @@ def plan_epoch(
     """The batches of one epoch: every cut once, at a speed drawn for this epoch, in buckets of like duration.
 
     The plan depends on its arguments alone, so a resumed run and every process of a distributed one derive the
-    same. `ascending` orders the batches from short to long; `longest_first` moves the largest to the front, where
-    running out of memory shows at once.
+    same. `ascending` orders the batches from short to long; `longest_first` moves the largest to the front all the
+    same, where running out of memory shows at once.
     """
     rng = random.Random(f"{seed}-{epoch}")
     keys: dict[str, Key] = {}
@@ -128,14 +134,14 @@ def plan_epoch(
     batches = [list(batch) for batch in sampler]
     if ascending:
         batches.sort(key=lambda batch: max(cut.duration for cut in batch))
-    elif longest_first and batches:
+    if longest_first and batches:
         largest = max(range(len(batches)), key=lambda i: len(batches[i]) * max(c.duration for c in batches[i]))
         batches.insert(0, batches.pop(largest))
     return [[keys[cut.id] for cut in batch] for batch in batches]
 
 
-class _FrameSource(Dataset[np.ndarray]):
-    """Features computed from the audio; what the cache is filled from."""
+class FrameSource(Dataset[np.ndarray]):
+    """Features computed from the audio: what the cache is filled from, and what there is without one."""
 
     def __init__(self, cuts: Sequence[MonoCut], keys: Sequence[Key], frontend: FrontendConfig) -> None:
         self.cuts = {cut.id: cut for cut in cuts}
@@ -150,13 +156,54 @@ class _FrameSource(Dataset[np.ndarray]):
         return self.frames(self.keys[index]).astype(np.float16)
 
     def frames(self, key: Key) -> np.ndarray:
+        """(T, n_mels) float32 of an utterance at a speed."""
         cut_id, speed = key
         cut = self.cuts[cut_id]
+        source = cut.recording.sources[0].source
         cut = cut if speed == 1.0 else cut.perturb_speed(speed)
         if cut.sampling_rate != self.frontend.sample_rate:
             cut = cut.resample(self.frontend.sample_rate)
-        samples = torch.from_numpy(cut.load_audio()[0])
+        try:
+            samples = torch.from_numpy(cut.load_audio()[0])
+        except Exception as error:  # libsndfile, lhotse and operating system each have their own
+            what = " ".join(str(error).split())[:120]
+            raise CorpusError(f"{source}: cannot be read ({what}); run prepare.py again") from error
         return self.log_mel(samples).numpy()
+
+    def fit_normalizer(self, normalizer: Normalizer, workers: int | None = None) -> None:
+        """Global mean and variance over the keys."""
+        _fit(normalizer, self.frontend.n_mels, _loaded(self, workers))
+
+
+def _loaded(source: FrameSource, workers: int | None) -> Iterator[np.ndarray]:
+    """The frames of each key, computed by `workers` processes (None: one a processor, at most 8)."""
+    loader: DataLoader[np.ndarray] = DataLoader(
+        source,
+        batch_size=None,
+        num_workers=default_workers() if workers is None else workers,
+        collate_fn=_as_is,
+        worker_init_fn=_one_thread,
+    )
+    try:
+        yield from loader
+    except CorpusError as error:
+        # From a worker it comes wrapped in the text of a traceback, whose last line it is.
+        raise CorpusError(str(error).strip().splitlines()[-1].split("CorpusError: ")[-1]) from error
+
+
+def default_workers(trainers: int = 1) -> int:
+    """Processes that compute features for each of so many that train here: one a processor in all, at most 8 each."""
+    return max(1, min((os.cpu_count() or 1) // trainers, 8))
+
+
+def _fit(normalizer: Normalizer, n_mels: int, utterances: Iterable[np.ndarray]) -> None:
+    count, total, squares = 0, np.zeros(n_mels), np.zeros(n_mels)
+    for frames in utterances:
+        frames = frames.astype(np.float64)
+        count += len(frames)
+        total += frames.sum(0)
+        squares += (frames**2).sum(0)
+    normalizer.set_statistics(count, torch.from_numpy(total), torch.from_numpy(squares))
 
 
 class FeatureCache:
@@ -180,32 +227,39 @@ class FeatureCache:
     ) -> FeatureCache:
         """The cache of exactly these cuts, speeds and settings under `folder`, filled now if it is not there."""
         frontend = frontend or FrontendConfig()
-        keys = [(cut.id, float(speed)) for speed in speeds for cut in cuts]
-        described = json.dumps([asdict(frontend), keys, [(c.duration, c.recording.sources[0].source) for c in cuts]])
-        target = Path(folder) / f"features-{hashlib.sha1(described.encode()).hexdigest()[:12]}"
+        keys = _all_keys(cuts, speeds)
+        target = cls._folder(folder, cuts, keys, frontend)
         target.mkdir(parents=True, exist_ok=True)
         with FileLock(target / "lock"):  # of the processes of one run, the first fills it and the others wait
             if not (target / "index.json").is_file():
-                cls._fill(target, _FrameSource(cuts, keys, frontend), workers)
+                cls._fill(target, FrameSource(cuts, keys, frontend), workers)
         return cls(target)
 
+    @classmethod
+    def missing_bytes(
+        cls, folder: str | Path, cuts: Sequence[MonoCut], speeds: Sequence[float], frontend: FrontendConfig
+    ) -> int:
+        """What `open` with these arguments will write, about; 0 where the cache is there."""
+        if (cls._folder(folder, cuts, _all_keys(cuts, speeds), frontend) / "index.json").is_file():
+            return 0
+        frames = sum(cut.duration / speed for speed in speeds for cut in cuts) / frontend.hop
+        return round(frames * frontend.n_mels * np.dtype(np.float16).itemsize)
+
     @staticmethod
-    def _fill(target: Path, source: _FrameSource, workers: int | None) -> None:
+    def _folder(folder: str | Path, cuts: Sequence[MonoCut], keys: Sequence[Key], frontend: FrontendConfig) -> Path:
+        described = json.dumps([asdict(frontend), keys, [(c.duration, c.recording.sources[0].source) for c in cuts]])
+        return Path(folder) / f"features-{hashlib.sha1(described.encode()).hexdigest()[:12]}"
+
+    @staticmethod
+    def _fill(target: Path, source: FrameSource, workers: int | None) -> None:
         from rich.progress import Progress
 
         entries, offset = [], 0
-        loader: DataLoader[np.ndarray] = DataLoader(
-            source,
-            batch_size=None,
-            num_workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
-            collate_fn=_as_is,
-            worker_init_fn=_one_thread,
-        )
         partial = target / "features.f16.partial"
         try:
             with open(partial, "wb") as file, Progress(transient=True) as progress:
                 task = progress.add_task("computing features", total=len(source))
-                for key, frames in zip(source.keys, loader, strict=True):
+                for key, frames in zip(source.keys, _loaded(source, workers), strict=True):
                     file.write(frames.tobytes())
                     entries.append((*key, offset, len(frames)))
                     offset += len(frames)
@@ -225,13 +279,11 @@ class FeatureCache:
 
     def fit_normalizer(self, normalizer: Normalizer, ids: Sequence[str]) -> None:
         """Global mean and variance over the utterances `ids` at speed 1."""
-        count, total, squares = 0, np.zeros(self.n_mels), np.zeros(self.n_mels)
-        for cut_id in ids:
-            frames = self.frames((cut_id, 1.0)).astype(np.float64)
-            count += len(frames)
-            total += frames.sum(0)
-            squares += (frames**2).sum(0)
-        normalizer.set_statistics(count, torch.from_numpy(total), torch.from_numpy(squares))
+        _fit(normalizer, self.n_mels, (self.frames((cut_id, 1.0)) for cut_id in ids))
+
+
+def _all_keys(cuts: Sequence[MonoCut], speeds: Sequence[float]) -> list[Key]:
+    return [(cut.id, float(speed)) for speed in speeds for cut in cuts]
 
 
 def _as_is(item: Any) -> Any:
@@ -251,7 +303,7 @@ class SpeechDataset(Dataset[Batch]):
     ) -> None:  # fmt: skip
         self.texts = {cut.id: cut_text(cut) for cut in cuts}
         self.tokenizer = tokenizer
-        self.features: FeatureCache | _FrameSource = features or _FrameSource(cuts, [], frontend or FrontendConfig())
+        self.features: FeatureCache | FrameSource = features or FrameSource(cuts, [], frontend or FrontendConfig())
 
     def __getitem__(self, keys: Sequence[Key]) -> Batch:
         frames = [self.features.frames(key) for key in keys]
@@ -290,7 +342,14 @@ class BatchLoader(DataLoader):
         self.plan = plan[rank::world_size]
         self.world_size = world_size
         self.position = 0
-        super().__init__(dataset, batch_size=None, sampler=_Remaining(self), collate_fn=_as_is, **options)
+        super().__init__(
+            dataset,
+            batch_size=None,
+            sampler=_Remaining(self),
+            collate_fn=_as_is,
+            worker_init_fn=_one_thread,
+            **options,
+        )
 
     def __len__(self) -> int:
         return len(self.plan)

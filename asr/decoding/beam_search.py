@@ -1,7 +1,8 @@
 """One batched beam search: utterances, hypotheses and characters in one tensor, Python loops over time alone.
 
-    score(y) = (1 - ctc_weight) log p_speller(y) + ctc_weight log p_ctc(y) + lm_weight log p_lm(y)
-             + length_bonus |y| + coverage (encoder states covered)
+    score(y) = (1 - ctc_weight) log p_speller(y) + ctc_weight log p_ctc(y)
+             + lm_weight log p_lm(y) - ilm_weight log p_ilm(y)
+             + length_bonus |y| + word_bonus (spaces in y) + coverage (encoder states covered)
 
 summed character by character (Watanabe et al. 2017, "Hybrid CTC/attention architecture"). A part with weight 0 is not
 computed. A beam of 1 without other parts is the plain greedy loop of `asr.decoding.greedy`.
@@ -22,6 +23,7 @@ from asr.decoding.greedy import ctc_greedy
 from asr.decoding.scorers import (
     CoverageScorer,
     CtcPrefixScorer,
+    InternalLmScorer,
     LanguageModel,
     LengthBonus,
     LmScorer,
@@ -29,6 +31,7 @@ from asr.decoding.scorers import (
     Scorer,
     SpellerScorer,
     Step,
+    WordBonus,
 )
 from asr.errors import ConfigError
 from asr.model.las import ListenAttendSpell
@@ -49,7 +52,11 @@ class DecodingConfig:
     temperature: float = 1.0  # the speller's logits are divided by it; above 1 its mistakes are less certain
     ctc_weight: float = 0.0  # share of the CTC prefix score, the rest being the speller's; 1: no speller at all
     lm_weight: float = 0.0  # times the language model's log-probability, added
+    lm_eos: bool = True  # whether language models tell EOS from the end of a word; off for speech cut anywhere
+    ilm_weight: float = 0.0  # times the log-probability of the speller's own language model, subtracted
+    ilm_patience: float = 10.0  # such log-probability that an open hypothesis may still gain by; inf: any
     length_bonus: float = 0.0  # added for every character; makes up for what each costs. The search stops later
+    word_bonus: float = 0.0  # added for every space; below 0 against words that fall apart
     coverage: float = 0.0  # added for every encoder state once attention has passed over it; against early ends
     coverage_threshold: float = 0.5  # .. that is, once its summed attention exceeds this
     eos_threshold: float = 0.0  # EOS only where it is at least this times as likely as the best character; 0: off
@@ -68,7 +75,15 @@ class DecodingConfig:
                 raise ValueError(f"{name} must be 0 .. 1, got {getattr(self, name)}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
-        for name in ("lm_weight", "coverage", "min_length_ratio", "max_length_ratio", "max_repeats"):
+        for name in (
+            "lm_weight",
+            "ilm_weight",
+            "ilm_patience",
+            "coverage",
+            "min_length_ratio",
+            "max_length_ratio",
+            "max_repeats",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.max_length_ratio and self.min_length_ratio > self.max_length_ratio:
@@ -77,6 +92,8 @@ class DecodingConfig:
             raise ValueError(f"repeat_span must be at least 1, got {self.repeat_span}")
         if self.ctc_weight == 1 and self.coverage:
             raise ValueError("coverage looks at the speller's attention, which ctc_weight 1 leaves out")
+        if self.ctc_weight == 1 and self.ilm_weight:
+            raise ValueError("ilm_weight takes from the speller's score, which ctc_weight 1 leaves out")
 
 
 _GUARDS: dict[str, Any] = {"min_length_ratio": 0.5, "max_length_ratio": 1.5, "max_repeats": 3}
@@ -131,7 +148,7 @@ def beam_search(
     Raises:
         ConfigError: the settings do not fit the model, or the language model is missing.
     """
-    scorers = _scorers(model, config, language_model, extra_scorers)
+    scorers = _scorers(model, config, tokenizer, language_model, extra_scorers)
     attends = any(isinstance(scorer, SpellerScorer) and scorer.attends for scorer in scorers)
     results = [[_nothing(attends)] for _ in range(h.shape[0])]
     spoken = (lengths > 0).nonzero().flatten()
@@ -148,10 +165,15 @@ def beam_search(
 
 
 def _scorers(
-    model: ListenAttendSpell, config: DecodingConfig, language_model: LanguageModel | None, extra: Sequence[Scorer]
+    model: ListenAttendSpell,
+    config: DecodingConfig,
+    tokenizer: CharTokenizer,
+    language_model: LanguageModel | None,
+    extra: Sequence[Scorer],
 ) -> list[Scorer]:
     """The parts of the score that count; the speller first, for others look at its attention."""
     c, vocabulary = config, model.config.speller.vocabulary
+    space = None if c.lm_eos else tokenizer.space_id
     scorers: list[Scorer] = []
     if c.ctc_weight < 1:
         scorers.append(SpellerScorer(model.speller, 1 - c.ctc_weight, c.temperature))
@@ -160,9 +182,13 @@ def _scorers(
     if c.lm_weight:
         if language_model is None:
             raise ConfigError(f"lm_weight is {c.lm_weight} but there is no language model; give one or set it to 0")
-        scorers.append(LmScorer(language_model, c.lm_weight))
+        scorers.append(LmScorer(language_model, c.lm_weight, space))
+    if c.ilm_weight:
+        scorers.append(InternalLmScorer(model.speller, -c.ilm_weight, space, c.ilm_patience))
     if c.length_bonus:
         scorers.append(LengthBonus(vocabulary, c.length_bonus))
+    if c.word_bonus:
+        scorers.append(WordBonus(vocabulary, c.word_bonus, tokenizer.space_id))
     if c.coverage:
         if model.config.speller.context != "attention":
             raise ConfigError(f"coverage needs attention, but the model's context is {model.config.speller.context}")
@@ -286,7 +312,8 @@ class _Search:
                 most = most if most.shape[1] == 1 else most.gather(1, parent)
                 hope = hope + (scorer.weight * most).clamp(min=0)
             elif scorer.weight < 0:  # subtracts a log-probability: no limit to what that can add
-                hope = hope.masked_fill(hope > -math.inf, math.inf)
+                hope = hope + math.inf
+        hope = hope.masked_fill(self.score == -math.inf, -math.inf)
         done = self.ended[:, -1] >= hope.amax(1)
         if done.any():
             open_ = (~done).nonzero().flatten()

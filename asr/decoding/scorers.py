@@ -1,4 +1,4 @@
-"""What a hypothesis is worth: one small protocol, and the speller, CTC, language model, length and coverage in it.
+"""What a hypothesis is worth: one small protocol, and the speller, CTC, language models, length and coverage in it.
 
 A search over B utterances with K hypotheses each has R = B K rows, the K of an utterance one after another. At every
 step each scorer tells, for every row and every character that may follow, what the row's score gains by it; the search
@@ -8,6 +8,7 @@ adds these up with the scorers' weights. Another scorer is another class here, o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor
 
 from asr.model.encoder import length_mask
+from asr.model.lstm import PackedCell
 from asr.model.speller import Memory, Speller, SpellerState
 from asr.tokenizer import CharTokenizer
 
 __all__ = [
     "CoverageScorer",
     "CtcPrefixScorer",
+    "InternalLmScorer",
     "LanguageModel",
     "LengthBonus",
     "LmScorer",
@@ -28,6 +31,7 @@ __all__ = [
     "Scorer",
     "SpellerScorer",
     "Step",
+    "WordBonus",
 ]
 
 BLANK, BOS, EOS = CharTokenizer.blank_id, CharTokenizer.bos_id, CharTokenizer.eos_id
@@ -40,6 +44,7 @@ class Step:
     position: int  # characters already written
     tokens: Tensor  # (R,) last character of each row; BOS at first
     attention: Tensor | None = None  # (R, N) of the speller's last hop at this step
+    first_hidden: Tensor | None = None  # (R, d) s_t of the speller's first hop at this step
 
 
 class Scorer(Protocol):
@@ -105,6 +110,7 @@ class SpellerScorer:
             logits = logits / self.temperature
         if self.attends:
             step.attention = after.weights[:, -1]
+        step.first_hidden = after.hidden[:, 0]
         return logits.log_softmax(-1), replace(state, state=after)
 
     def select(self, state: _SpellerRows, rows: Tensor, tokens: Tensor) -> _SpellerRows:
@@ -249,18 +255,27 @@ class LanguageModel(Protocol):
 
 
 class LmScorer:
-    """log p_lm(character | characters so far): shallow fusion."""
+    """log p_lm(character | characters so far): shallow fusion.
 
-    def __init__(self, model: LanguageModel, weight: float) -> None:
+    Args:
+        model: what knows the language.
+        weight: times its log-probabilities.
+        space: id of the space, if the end of the text is to be worth as much as that of a word: where speech is cut at
+            pauses, texts end in the middle of sentences, which a model of whole sentences does not expect. Space and
+            EOS then both get p(space) + p(EOS).
+    """
+
+    def __init__(self, model: LanguageModel, weight: float, space: int | None = None) -> None:
         self.model = model
         self.weight = weight
+        self.space = space
 
     def start(self, h: Tensor, lengths: Tensor, beam: int) -> tuple[Any, int]:
         return self.model.start(h.shape[0] * beam), beam
 
     def score(self, state: tuple[Any, int], step: Step) -> tuple[Tensor, tuple[Any, int]]:
         logits, after = self.model.step(step.tokens, state[0])
-        return logits.float().log_softmax(-1), (after, state[1])
+        return _ends_like_a_word(logits.float().log_softmax(-1), self.space), (after, state[1])
 
     def select(self, state: tuple[Any, int], rows: Tensor, tokens: Tensor) -> tuple[Any, int]:
         return self.model.select(state[0], rows), state[1]
@@ -268,8 +283,112 @@ class LmScorer:
     def keep(self, state: tuple[Any, int], utterances: Tensor) -> tuple[Any, int]:
         return self.model.select(state[0], _rows(utterances, state[1])), state[1]
 
-    def most(self, state: tuple[Any, int], remaining: Tensor) -> float:
+    def most(self, state: tuple[Any, int], remaining: Tensor) -> Tensor | float:
         return 0.0
+
+
+def _ends_like_a_word(log_probs: Tensor, space: int | None) -> Tensor:
+    """(R, V) with p(space) + p(EOS) at both, if there is a space."""
+    if space is None:
+        return log_probs
+    ends = [space, EOS]
+    return log_probs.index_copy(
+        1, torch.tensor(ends, device=log_probs.device), log_probs[:, ends].logsumexp(1, keepdim=True).expand(-1, 2)
+    )
+
+
+class InternalLmScorer(LmScorer):
+    """log p(character | characters so far) of the speller when it hears nothing; to be subtracted, by a weight < 0.
+
+    The speller has learnt some language from the few transcripts it was trained on; where a language model that has
+    read far more is added, that only stands in the way. Its estimate is the speller's output with all contexts a_t
+    (and C) zero (Variani et al. 2020, "Hybrid autoregressive transducer"; Meng et al. 2021, "Internal language model
+    estimation").
+
+    What is subtracted can add to the score without limit, so that in theory no hypothesis is ever out of the race. In
+    practice a character that this adds much to costs as much elsewhere: `patience` nats are taken for the most that
+    an open hypothesis still gets out of it. With inf the search goes on until no hypothesis can grow.
+    """
+
+    def __init__(self, speller: Speller, weight: float, space: int | None = None, patience: float = math.inf) -> None:
+        # Without feeding back what is heard, the first hop of the speller that hears is that of the one that does not.
+        self.shares = speller.config.context == "attention" and not speller.sequential
+        super().__init__(_UpperHops(speller) if self.shares else _Deaf(speller), weight, space)
+        self.patience = patience
+
+    def score(self, state: tuple[Any, int], step: Step) -> tuple[Tensor, tuple[Any, int]]:
+        if not self.shares:
+            return super().score(state, step)
+        if step.first_hidden is None:
+            raise ValueError("the internal language model needs the speller's scorer before it")
+        logits, after = self.model.step(step.first_hidden, state[0])
+        return _ends_like_a_word(logits.float().log_softmax(-1), self.space), (after, state[1])
+
+    def most(self, state: tuple[Any, int], remaining: Tensor) -> Tensor:
+        return torch.full_like(remaining, -self.patience, dtype=torch.float)
+
+
+class _Deaf:
+    """The speller as a language model: it attends to one state of zeros, with its own s_t."""
+
+    def __init__(self, speller: Speller) -> None:
+        self.speller = speller
+
+    def start(self, batch: int) -> tuple[Memory, SpellerState]:
+        some = self.speller.embedding.weight
+        nothing = some.new_zeros(batch, 1, self.speller.config.d)
+        memory = self.speller.memory(nothing, torch.ones(batch, dtype=torch.long, device=some.device))
+        return memory, self.speller.start(memory)
+
+    def step(self, tokens: Tensor, state: tuple[Memory, SpellerState]) -> tuple[Tensor, tuple[Memory, SpellerState]]:
+        memory, before = state
+        logits, after = self.speller.step(tokens, memory, before)
+        return logits, (memory, after)
+
+    def select(self, state: tuple[Memory, SpellerState], rows: Tensor) -> tuple[Memory, SpellerState]:
+        memory, before = state
+        # All rows of the memory are the same.
+        return memory if len(rows) == len(memory.h) else memory.select(rows), before.select(rows)
+
+
+class _UpperHops:
+    """The speller above its first hop, where [a_t ; s_t] is [0 ; s_t]: half of the weights have nothing to do.
+
+    The state is hidden and cell of the other hops, (R, hops - 1, d) each.
+    """
+
+    def __init__(self, speller: Speller) -> None:
+        self.d = speller.config.d
+        self.output = speller.output.weight[:, self.d :].contiguous(), speller.output.bias
+        packed = bool(speller._packed) and not self.output[0].is_cuda
+        self.cells = [self._cell(lstm, packed) for lstm in list(speller.lstms)[1:]]
+
+    def _cell(self, lstm: torch.nn.Module, packed: bool) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """One step of this LSTM from [0 ; s]."""
+        w_ih, *others = lstm.all_weights[0]  # type: ignore[index]
+        weights = [w_ih[:, self.d :].contiguous(), *others]
+        if not packed:
+            return lambda s, h, c: torch.lstm_cell(s, (h, c), *weights)
+        half = torch.nn.LSTM(self.d, self.d, device="meta")
+        half.load_state_dict(dict(zip(half.state_dict(), weights, strict=True)), assign=True)
+        return PackedCell(half)
+
+    def start(self, batch: int) -> tuple[Tensor, Tensor]:
+        zeros = self.output[0].new_zeros(batch, len(self.cells), self.d)
+        return zeros, zeros
+
+    def step(self, s: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """s_t of the first hop (R, d) -> logits (R, V), and the new state."""
+        hidden, cell = [], []
+        for hop, step in enumerate(self.cells):
+            s, c = step(s, state[0][:, hop], state[1][:, hop])
+            hidden.append(s)
+            cell.append(c)
+        after = (torch.stack(hidden, 1), torch.stack(cell, 1)) if hidden else state
+        return torch.nn.functional.linear(s, *self.output), after
+
+    def select(self, state: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+        return state[0][rows], state[1][rows]
 
 
 # ------------------------------------------------------------------------------------------------ length, coverage
@@ -298,6 +417,19 @@ class LengthBonus:
 
     def most(self, state: Tensor, remaining: Tensor) -> Tensor:
         return remaining.float()
+
+
+class WordBonus(LengthBonus):
+    """The same for every space, that is for every word but the last; a malus keeps words from falling apart."""
+
+    def __init__(self, vocabulary: int, weight: float, space: int) -> None:
+        super().__init__(vocabulary, weight)
+        self.space = space
+
+    def start(self, h: Tensor, lengths: Tensor, beam: int) -> Tensor:
+        bonus = torch.zeros(1, self.vocabulary, device=h.device)
+        bonus[:, self.space] = 1
+        return bonus
 
 
 @dataclass(frozen=True)

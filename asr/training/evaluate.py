@@ -46,6 +46,7 @@ def batches(
 def decode(settings: Mapping[str, Any]) -> Score:
     """Decode as `settings` say (`model_dir`, `corpus`, `decoding`, `device`, `threads`, `batch_seconds`, `output`).
 
+    `language_model`, if there, is the folder of another language model than the model's own.
     Writes `ref.trn`, `hyp.trn`, `wer.txt`, `wer.json` and `nbest.jsonl` into the output folder.
     """
     from rich.progress import Progress
@@ -54,6 +55,8 @@ def decode(settings: Mapping[str, Any]) -> Score:
         torch.set_num_threads(settings["threads"])
     decoding = from_mapping(DecodingConfig, settings["decoding"], "decoding")
     bundle = load_bundle(find_model(settings["model_dir"]), pick_device(settings["device"]))
+    if settings.get("language_model"):
+        bundle.language_model_path = Path(settings["language_model"])
     recogniser = Transcriber(bundle, decoding, settings["batch_seconds"])
     cuts = sorted(load_cuts(settings["corpus"]["manifests"], settings["corpus"]["decode"]), key=lambda c: c.duration)
     if not cuts:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch.nn import functional
 
 from asr.config import from_mapping, to_mapping
 from asr.corpus.dataset import Batch
-from asr.decoding.greedy import ctc_greedy, speller_greedy
+from asr.decoding.beam_search import PRESETS, DecodingConfig, beam_search
+from asr.decoding.greedy import ctc_greedy
 from asr.errors import AsrError
 from asr.frontend import FrontendConfig, Normalizer, SpecAugment, SpecAugmentConfig
 from asr.model import ListenAttendSpell, ModelConfig
@@ -23,7 +25,14 @@ from asr.tokenizer import CharTokenizer
 
 log = logging.getLogger(__name__)
 
-__all__ = ["LasModule", "TrainingConfig", "TrainingStoppedError", "joint_loss"]
+__all__ = ["LasModule", "TrainingConfig", "TrainingStoppedError", "joint_loss", "sampled_inputs"]
+
+# The searches behind the logged dev WERs, beside CTC's best path. "joint" is what users get unless they ask for more.
+JOINT = PRESETS["greedy_ctc"]
+# The decoder alone loops where it has lost its place. What it writes past 1.5 times the characters of CTC's best path
+# costs time and tells nothing new, and every fourth batch of the development set is enough to see how it comes on.
+ATTENTION = DecodingConfig(beam=1, max_length_ratio=1.5)
+ATTENTION_EVERY = 4
 
 
 class TrainingStoppedError(AsrError):
@@ -46,7 +55,21 @@ class TrainingConfig:
     gradient_clip: float = 5.0  # largest norm
     max_skipped_steps: int = 10  # so many non-finite losses or gradients in a row stop the run
     seed: int = 1
+    average: int = 1  # checkpoints with the best dev WER that are kept; above 1 the mean of their weights is tried too
+    scheduled_sampling: float = 0.0  # at the end of training, this share of the speller's inputs are its own outputs
+    weight_noise: float = 0.0  # standard deviation of Gaussian noise on the weight matrices while a gradient is taken
+    find_learning_rate: bool = False  # try rising rates over 100 steps, suggest one, write a plot and stop
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+
+    def __post_init__(self) -> None:
+        if self.average < 1:
+            raise ValueError(f"average must be at least 1, got {self.average}")
+        if not 0 <= self.ctc_weight <= 1:
+            raise ValueError(f"ctc_weight must be 0 .. 1, got {self.ctc_weight}")
+        if not 0 <= self.scheduled_sampling <= 1:
+            raise ValueError(f"scheduled_sampling must be 0 .. 1, got {self.scheduled_sampling}")
+        if self.weight_noise < 0:
+            raise ValueError(f"weight_noise must not be negative, got {self.weight_noise}")
 
 
 def joint_loss(
@@ -107,6 +130,27 @@ def off_diagonal(weights: Tensor, lengths: Tensor, steps: Tensor, width: float) 
     return (by_step * (u < 1)).sum() / steps.sum()
 
 
+def sampled_inputs(characters: Tensor, logits: Tensor, probability: float) -> Tensor:
+    """Speller inputs, some replaced by what the model would have written itself (Mihaylova & Martins 2019).
+
+    The second of their two passes, in which training still needs no loop over characters. Every character has a coin
+    of its own (Bengio et al. 2015).
+
+    Args:
+        characters: (B, U + 1) beginning with BOS, padded with 0.
+        logits: (B, U + 1, V) of a first pass over `characters`.
+        probability: that a character is replaced; BOS, EOS and padding never are.
+    """
+    t = CharTokenizer
+    special = torch.zeros(logits.shape[-1], device=logits.device)
+    special[[t.blank_id, t.bos_id, t.eos_id, t.unk_id]] = -torch.inf
+    predicted = (logits[:, :-1] + special).argmax(-1)  # (B, U): in the place of characters 1 .. U
+    replaced = torch.rand(predicted.shape, device=logits.device) < probability
+    given = characters[:, 1:]
+    replaced &= (given != t.pad_id) & (given != t.bos_id) & (given != t.eos_id)
+    return torch.cat([characters[:, :1], torch.where(replaced, predicted, given)], dim=1)
+
+
 class LasModule(lightning.LightningModule):
     """What Lightning trains: model, normaliser and SpecAugment, with the settings they were made from."""
 
@@ -127,7 +171,11 @@ class LasModule(lightning.LightningModule):
         self.skipped: list[list[str]] = []  # utterance ids of each skipped batch
         self._verdicts: list[tuple[Tensor, list[str]]] = []
         self._last_loss, self._last_ids = torch.zeros(()), list[str]()
-        self._edits: dict[str, int] = {}
+        self._edits: Counter[str] = Counter()
+        self._clean: list[Tensor] = []  # the weights without noise, while there is noise on them
+        self.data: dict[str, Any] = {}  # names and hours of the corpora, for the model folder
+        self.batch_shape = ""  # of the batch at work, in words
+        self.sets_learning_rate = True  # False: somebody else does, as the learning-rate finder
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], tokenizer: CharTokenizer | None = None) -> LasModule:
@@ -142,10 +190,9 @@ class LasModule(lightning.LightningModule):
     # ---- optimisation -------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": self.settings.weight_decay},
+            {"params": self._matrices, "weight_decay": self.settings.weight_decay},
             {"params": others},
         ]
         return torch.optim.AdamW(
@@ -175,8 +222,38 @@ class LasModule(lightning.LightningModule):
         # A step's random numbers (dropout, SpecAugment) depend on the seed and the step alone, so that a resumed
         # run draws what the uninterrupted one would have drawn.
         torch.manual_seed((self.settings.seed * 1_000_003 + self.trainer.global_step) * 4096 + self.global_rank)
-        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
-            group["lr"] = self.learning_rate_at(self.trainer.global_step, self.progress)
+        if self.sets_learning_rate:
+            for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+                group["lr"] = self.learning_rate_at(self.trainer.global_step, self.progress)
+        self._note_shape(batch)
+        if self.settings.weight_noise:
+            self._add_weight_noise()
+
+    def _note_shape(self, batch: Batch) -> None:
+        rows, frames, _ = batch.frames.shape
+        self.batch_shape = (
+            f"{rows} x {frames} frames and {batch.characters.shape[1] - 2} characters "
+            f"({rows * frames * self.frontend.hop:.0f} s with padding)"
+        )
+
+    @torch.no_grad()
+    def _add_weight_noise(self) -> None:
+        """Weight noise as in Graves 2011, fresh at every batch; biases and norms stay as they are."""
+        for weight in self._matrices:
+            self._clean.append(weight.detach().clone())
+            weight.add_(torch.randn_like(weight), alpha=self.settings.weight_noise)
+
+    @torch.no_grad()
+    def on_after_backward(self) -> None:
+        """The optimiser changes the weights that were there before the noise; exactly those, not about those."""
+        if self._clean:
+            for weight, clean in zip(self._matrices, self._clean, strict=True):
+                weight.copy_(clean)
+            self._clean = []
+
+    @property
+    def _matrices(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.ndim > 1]
 
     @property
     def ctc_weight(self) -> float:
@@ -195,15 +272,30 @@ class LasModule(lightning.LightningModule):
         past = max(0.0, self.epochs_done - c.ctc_only_epochs)
         return c.guided_attention * max(0.0, 1 - past / max(c.guided_attention_epochs, 1e-9))
 
+    @property
+    def sampling(self) -> float:
+        """Share of the speller's inputs that are its own outputs now; it rises while the speller learns."""
+        c = self.settings
+        if not c.scheduled_sampling:
+            return 0.0
+        epochs = (self.trainer.max_epochs or 1) - c.ctc_only_epochs
+        return c.scheduled_sampling * min(1.0, max(0.0, self.epochs_done - c.ctc_only_epochs) / max(epochs, 1e-9))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         frames = self.spec_augment(self.normalizer(batch.frames), batch.lengths)
         if self.epochs_done < self.settings.ctc_only_epochs:
             return self._ctc_step(frames, batch)
-        out = self.model(frames, batch.lengths, batch.characters[:, :-1])
+        h, lengths = self.model.encoder(frames, batch.lengths)
+        memory = self.model.speller.memory(h, lengths)
+        inputs = batch.characters[:, :-1]
+        if self.sampling:
+            with torch.no_grad():
+                inputs = sampled_inputs(inputs, self.model.speller(inputs, memory)[0], self.sampling)
+        logits, weights = self.model.speller(inputs, memory)
         attention, ctc = joint_loss(
-            out.logits,
-            out.ctc_logits,
-            out.lengths,
+            logits,
+            self.model.ctc(h),
+            lengths,
             batch.characters,
             batch.character_lengths,
             self.settings.label_smoothing,
@@ -211,9 +303,9 @@ class LasModule(lightning.LightningModule):
         weight = self.ctc_weight
         loss = (1 - weight) * attention + weight * ctc
         size = len(batch.ids)
-        if self.guidance and out.weights is not None:
+        if self.guidance and weights is not None:
             width = self.settings.guided_attention_width
-            off = off_diagonal(out.weights, out.lengths, batch.character_lengths + 1, width)
+            off = off_diagonal(weights, lengths, batch.character_lengths + 1, width)
             self.log("train/off_diagonal", off.detach(), batch_size=size)
             loss = loss + self.guidance * off
         self.log("train/attention", attention.detach(), batch_size=size)
@@ -232,10 +324,48 @@ class LasModule(lightning.LightningModule):
 
     # ---- validation ---------------------------------------------------------------------------------------------
 
+    @property
+    def search(self) -> str:
+        """Which search's WER is `dev/wer`, the one that chooses checkpoints: joint, or what can be used so far.
+
+        Until the CTC-only epochs are over the speller has learned nothing, and joint search would be worse than CTC's
+        best path; where the CTC weight is 0, it is the other way about.
+        """
+        c = self.settings
+        if c.ctc_weight == 1 or 0 < c.ctc_only_epochs >= self.epochs_done - 1e-6:  # asked at an epoch's end
+            return "ctc"
+        return "joint" if c.ctc_weight else "attention"
+
+    def count_errors(
+        self, texts: Sequence[str], h: Tensor, lengths: Tensor, ctc_logits: Tensor, index: int = 0
+    ) -> Counter[str]:
+        """Word errors and words of each search, as "joint errors" and "joint words".
+
+        Args:
+            texts: B references.
+            h: (B, N, d) encoder states.
+            lengths: (B,) encoder states of each row.
+            ctc_logits: (B, N, V).
+            index: of the batch; see ATTENTION_EVERY.
+        """
+        searches = {"joint": {"joint": JOINT}, "attention": {"attention": PRESETS["greedy"]}, "ctc": {}}[self.search]
+        if self.search == "joint" and index % ATTENTION_EVERY == 0:
+            searches["attention"] = ATTENTION
+        found = {"ctc": [self.tokenizer.decode(row) for row in ctc_greedy(ctc_logits, lengths)]}
+        for name, config in searches.items():
+            rows = beam_search(self.model, h, lengths, config, self.tokenizer)
+            found[name] = [best.text for best, *_ in rows]
+        counts: Counter[str] = Counter()
+        for name, hypotheses in found.items():
+            counts[f"{name} errors"] = sum(map(word_errors, texts, hypotheses))
+            counts[f"{name} words"] = sum(len(text.split()) for text in texts)
+        return counts
+
     def on_validation_epoch_start(self) -> None:
-        self._edits = dict.fromkeys(("attention", "ctc", "words"), 0)
+        self._edits = Counter()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._note_shape(batch)
         size = len(batch.ids)
         h, lengths = self.model.encoder(self.normalizer(batch.frames), batch.lengths)
         logits, _ = self.model.speller(batch.characters[:, :-1], self.model.speller.memory(h, lengths))
@@ -243,21 +373,25 @@ class LasModule(lightning.LightningModule):
         attention, ctc = joint_loss(logits, ctc_logits, lengths, batch.characters, batch.character_lengths)
         self.log("dev/attention", attention, batch_size=size, sync_dist=True)
         self.log("dev/ctc", ctc, batch_size=size, sync_dist=True)
-        for name, ids in (
-            ("attention", speller_greedy(self.model.speller, h, lengths)[0]),
-            ("ctc", ctc_greedy(ctc_logits, lengths)),
-        ):
-            self._edits[name] += sum(
-                word_errors(text, self.tokenizer.decode(row)) for text, row in zip(batch.texts, ids, strict=True)
-            )
-        self._edits["words"] += sum(len(text.split()) for text in batch.texts)
+        self._edits += self.count_errors(batch.texts, h, lengths, ctc_logits, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        counts = torch.tensor([self._edits[k] for k in ("attention", "ctc", "words")], dtype=torch.float64)
-        counts = self.trainer.strategy.reduce(counts.to(self.device), reduce_op="sum")
-        words = counts[2].clamp_min(1)
-        self.log("dev/wer", (counts[0] / words).float(), prog_bar=True)  # free-running greedy attention
-        self.log("dev/wer_ctc", (counts[1] / words).float(), prog_bar=True)
+        names = [f"{search} {what}" for search in ("joint", "attention", "ctc") for what in ("errors", "words")]
+        summed = torch.tensor([self._edits[name] for name in names], dtype=torch.float64)
+        summed = self.trainer.strategy.reduce(summed.to(self.device), reduce_op="sum")
+        counts = dict(zip(names, summed, strict=True))
+
+        def wer(search: str) -> Tensor:
+            return (counts[f"{search} errors"] / counts[f"{search} words"].clamp_min(1)).float()
+
+        # Already the same in all processes; without sync_dist Lightning would warn that it may not be.
+        self.log("dev/wer", wer(self.search), prog_bar=True, sync_dist=True)
+        self.log("dev/wer_ctc", wer("ctc"), prog_bar=True, sync_dist=True)
+        if self.search != "ctc":
+            self.log("dev/wer_attention", wer("attention"), sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["data"] = self.data
 
     # ---- clipping, and bad numbers -------------------------------------------------------------------------------
 

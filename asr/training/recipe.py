@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from typing import Any
 
@@ -25,15 +26,24 @@ def _prepare(config: Any) -> dict[str, Any]:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     return settings
 
 
 @friendly_errors
 def run_training(config: Any) -> None:
     settings = _prepare(config)
+    from asr.training.checkpoint import TrainingInterrupted
     from asr.training.run import train
 
-    train(settings)
+    for part in ("lightning.pytorch", "lightning.fabric"):  # notes, each of them twice, on devices there are not
+        logging.getLogger(part).setLevel(logging.WARNING)
+    try:
+        train(settings)
+    except TrainingInterrupted as stop:
+        if str(stop):
+            print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
 
 
 @friendly_errors

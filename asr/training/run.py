@@ -2,62 +2,120 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import random
+import shutil
+import tempfile
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 import yaml
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from asr.bundle import load_bundle, save_bundle
 from asr.config import from_mapping, to_mapping
-from asr.corpus.dataset import BatchLoader, FeatureCache, SpeechDataset, load_cuts, plan_epoch, split_trainable
+from asr.corpus.dataset import (
+    BatchLoader,
+    FeatureCache,
+    FrameSource,
+    SpeechDataset,
+    default_workers,
+    load_cuts,
+    plan_epoch,
+    split_trainable,
+)
 from asr.errors import ConfigError, CorpusError
-from asr.training.checkpoint import DurableCheckpointIO, ExponentialAverage, latest_checkpoint
-from asr.training.module import LasModule, TrainingConfig
+from asr.frontend import Normalizer
+from asr.plots import save_figure
+from asr.training.checkpoint import (
+    BestCheckpoint,
+    DurableCheckpointIO,
+    ExponentialAverage,
+    JointEarlyStopping,
+    SafeCheckpoint,
+    StopOnSignal,
+    average_checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+)
+from asr.training.module import LasModule, TrainingConfig, TrainingStoppedError
 from asr.training.plots import AttentionPlots
 from asr.transcriber import find_model
 from asr.writers import write_atomically
 
-__all__ = ["SpeechData", "train"]
+__all__ = ["SpeechData", "dev_records", "export", "find_learning_rate", "train"]
 
 log = logging.getLogger(__name__)
 
 
+DEV_BATCH = 32  # utterances; a search takes its steps for all of them at once
+NORMALIZER_SAMPLE = 1000  # utterances that mean and variance are taken over where there is no cache: some hours
+
+
 class SpeechData(lightning.LightningDataModule):
-    """Training and development batches of a prepared corpus."""
+    """Training and development batches of a prepared corpus; `load` before use."""
 
     def __init__(self, settings: Mapping[str, Any], module: LasModule) -> None:
         super().__init__()
         c = self.settings = settings
         self.seed = module.settings.seed
-        reduction = module.model.encoder.config.reduction
-        tokenizer, frontend = module.tokenizer, module.frontend
-        speeds = tuple(float(s) for s in c["speeds"])
+        self.tokenizer, self.frontend = module.tokenizer, module.frontend
+        self.speeds = sorted({1.0, *(float(s) for s in c["speeds"])})
         cuts = load_cuts(c["manifests"], c["train"])
-        self.cuts, self.dropped = split_trainable(cuts, tokenizer, reduction, c["max_duration"], max(speeds))
+        reduction = module.model.encoder.config.reduction
+        fastest = max(float(s) for s in c["speeds"])
+        self.cuts, self.dropped = split_trainable(cuts, self.tokenizer, reduction, c["max_duration"], fastest)
         if not self.cuts:
             raise CorpusError(f"{c['manifests']}: nothing left to train on in {', '.join(c['train'])}")
         self.dev_cuts = sorted(load_cuts(c["manifests"], c["dev"]), key=lambda cut: -cut.duration)
-        if c["cache"]:
-            folder = Path(c["cache_dir"] or c["manifests"])
-            all_speeds = sorted({1.0, *speeds})
-            features = FeatureCache.open(folder, self.cuts, all_speeds, frontend)
-            dev_features = FeatureCache.open(folder, self.dev_cuts, (1.0,), frontend)
-            features.fit_normalizer(module.normalizer, [cut.id for cut in self.cuts])
-            self.train_set = SpeechDataset(self.cuts, tokenizer, features)
-            self.dev_set = SpeechDataset(self.dev_cuts, tokenizer, dev_features)
-        else:
-            raise ConfigError("corpus.cache=false is not supported yet; leave it true")
+        if not self.dev_cuts:
+            raise CorpusError(f"{c['manifests']}: no utterances in {', '.join(c['dev'])} to choose checkpoints by")
+        self.cache_folder = Path(c["cache_dir"] or c["manifests"]) if c["cache"] else None
+        workers = c.get("workers")
+        if workers is None:  # what a cache holds is read faster than it is handed from process to process
+            workers = 0 if c["cache"] else default_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        self.workers: int = workers
+
+    @property
+    def cache_bytes(self) -> int:
+        """What `load` will write."""
+        if self.cache_folder is None:
+            return 0
+        return sum(
+            FeatureCache.missing_bytes(self.cache_folder, cuts, speeds, self.frontend)
+            for cuts, speeds in ((self.cuts, self.speeds), (self.dev_cuts, [1.0]))
+        )
+
+    def load(self, normalizer: Normalizer) -> None:
+        """Open or fill the feature cache, if there is to be one, and fit `normalizer` to the training set."""
+        if self.cache_folder is None:
+            self.train_set = SpeechDataset(self.cuts, self.tokenizer, frontend=self.frontend)
+            self.dev_set = SpeechDataset(self.dev_cuts, self.tokenizer, frontend=self.frontend)
+            sample = self.cuts
+            if len(sample) > NORMALIZER_SAMPLE:
+                sample = random.Random(self.seed).sample(sample, NORMALIZER_SAMPLE)
+            source = FrameSource(sample, [(cut.id, 1.0) for cut in sample], self.frontend)
+            source.fit_normalizer(normalizer, self.workers)
+            return
+        features = FeatureCache.open(self.cache_folder, self.cuts, self.speeds, self.frontend)
+        features.fit_normalizer(normalizer, [cut.id for cut in self.cuts])
+        self.train_set = SpeechDataset(self.cuts, self.tokenizer, features)
+        dev_features = FeatureCache.open(self.cache_folder, self.dev_cuts, (1.0,), self.frontend)
+        self.dev_set = SpeechDataset(self.dev_cuts, self.tokenizer, dev_features)
 
     @property
     def hours(self) -> float:
@@ -80,14 +138,22 @@ class SpeechData(lightning.LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
             pin_memory=torch.cuda.is_available(),
+            num_workers=self.workers,
         )
 
     def val_dataloader(self) -> BatchLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        size = max(1, min(DEV_BATCH, len(self.dev_cuts) // world_size))  # every process needs a batch
+        return self._dev_loader(size, rank, world_size)
+
+    def whole_dev_set(self) -> BatchLoader:
+        return self._dev_loader(DEV_BATCH)
+
+    def _dev_loader(self, size: int, rank: int = 0, world_size: int = 1) -> BatchLoader:
         keys = [(cut.id, 1.0) for cut in self.dev_cuts]
-        size = max(1, min(16, len(keys) // world_size))  # every process needs a batch
         plan = [keys[i : i + size] for i in range(0, len(keys), size)]
-        return BatchLoader(self.dev_set, plan[rank::world_size])  # nothing twice: the counts are summed
+        # Nothing twice: the counts are summed.
+        return BatchLoader(self.dev_set, plan[rank::world_size], num_workers=self.workers)
 
 
 class History(callbacks.Callback):
@@ -103,8 +169,11 @@ class History(callbacks.Callback):
         values = {k: round(float(v), 4) for k, v in trainer.callback_metrics.items()}
         minutes = round((time.monotonic() - self.started) / 60, 1)
         record = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "minutes": minutes, **values}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            log.error("%s: NOT written (%s): %s", self.path, error.strerror, record)
 
 
 def train(settings: Mapping[str, Any]) -> Path:
@@ -112,6 +181,10 @@ def train(settings: Mapping[str, Any]) -> Path:
 
     Returns the model folder. The output folder then holds `config.yaml`, `history.jsonl`, `dropped.txt`,
     `checkpoints/`, TensorBoard's events and `model/`.
+
+    Raises:
+        AsrError: the settings, the corpus or the disk will not do, or training cannot usefully go on.
+        TrainingInterrupted: Ctrl-C or SIGTERM; all is saved.
     """
     output = Path(settings["output"])
     checkpoints = output / "checkpoints"
@@ -122,43 +195,16 @@ def train(settings: Mapping[str, Any]) -> Path:
     data = SpeechData(settings["corpus"], module)
     if settings.get("init_from") and resume is None:
         _start_from(module, settings["init_from"])
-    first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
-    try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        if first:
-            with write_atomically(output / "config.yaml") as file:
-                yaml.safe_dump(dict(settings), file, sort_keys=False)
-            with write_atomically(output / "dropped.txt") as file:
-                file.writelines(f"{i}\t{reason}\n" for i, reason in data.dropped)
-            for kind in ("step-*.ckpt", "epoch-*.ckpt"):  # a run that goes on only replaces what it wrote itself
-                for old in sorted(checkpoints.glob(kind))[:-2]:
-                    old.unlink()
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot write there ({error.strerror}); choose another output=") from error
-    log.info(
-        "%.2f h of speech in %d utterances (%d dropped: %s), %.1f M parameters",
-        data.hours, len(data.cuts), len(data.dropped), output / "dropped.txt", module.model.num_parameters / 1e6,
-    )  # fmt: skip
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
+        _prepare_disk(settings, checkpoints, module, data)
+    data.load(module.normalizer)
+    corpus = settings["corpus"]
+    module.data = {"corpora": list(corpus["train"]), "hours": round(data.hours, 2), "dev": list(corpus["dev"])}
 
     t = settings["trainer"]
-    best = callbacks.ModelCheckpoint(
-        checkpoints, "best", "dev/wer", enable_version_counter=False, save_on_train_epoch_end=False
-    )
-    newest: dict[str, Any] = {"monitor": "step", "mode": "max", "auto_insert_metric_name": False}
-    regular = callbacks.ModelCheckpoint(
-        checkpoints, "step-{step:07d}", train_time_interval=timedelta(minutes=t["checkpoint_minutes"]), **newest
-    )
-    epochs = callbacks.ModelCheckpoint(checkpoints, "epoch-{epoch:04d}", save_on_train_epoch_end=True, **newest)
-    chosen: list[callbacks.Callback] = [best, regular, epochs, History(output / "history.jsonl")]
-    if t["average_decay"]:
-        chosen.insert(0, ExponentialAverage(t["average_decay"]))
-    if t["early_stop_epochs"]:
-        chosen.append(
-            callbacks.EarlyStopping("dev/wer", patience=t["early_stop_epochs"], check_on_train_epoch_end=False)
-        )
-    if t["plots"]:
-        chosen.append(AttentionPlots(count=t["plots"]))
-    chosen.append(callbacks.RichProgressBar() if t["progress"] else callbacks.TQDMProgressBar(refresh_rate=0))
+    if module.settings.find_learning_rate:  # the finder ends it, and dev WER tells it nothing
+        t = {**t, "max_epochs": 10_000, "max_steps": -1, "validate_every": 10_000}
+    chosen, best, epochs = _callbacks(settings, module)
     if t["max_steps"] < 0 and t["max_epochs"] % t["validate_every"]:
         log.warning("the last epochs will not be validated: max_epochs is no multiple of validate_every")
     devices, nodes = _processes(t)
@@ -183,35 +229,234 @@ def train(settings: Mapping[str, Any]) -> Path:
         logger=TensorBoardLogger(output, name="", version="tensorboard"),
         callbacks=chosen,
         plugins=[DurableCheckpointIO()],
+        default_root_dir=output,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+    if trainer.is_global_zero:
+        log.info(
+            "%.2f h of speech in %d utterances (%d dropped: %s), %.1f M parameters%s",
+            data.hours, len(data.cuts), len(data.dropped), output / "dropped.txt", module.model.num_parameters / 1e6,
+            f"; going on from {resume}" if resume else "",
+        )  # fmt: skip
+    with _readable_failures(module, settings):
+        if module.settings.find_learning_rate:
+            return find_learning_rate(trainer, module, data, output)
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     if not trainer.is_global_zero:
         return output / "model"
-    return export(Path(best.best_model_path or epochs.best_model_path), output / "model", settings, data.hours)
+    ranked = [Path(p) for p in sorted(best.best_k_models, key=best.best_k_models.__getitem__)]
+    if len(ranked) > 1:
+        single, mean = float(best.best_k_models[str(ranked[0])]), _dev_wer_of_mean(ranked, trainer, module, data)
+        log.info("dev WER %.2f %% of the best, %.2f %% of the mean of %d", 100 * single, 100 * mean, len(ranked))
+        if mean <= single:
+            return export(ranked, output, dev_wer=mean)
+    return export(ranked[:1] or [Path(epochs.best_model_path)], output)
 
 
-def export(checkpoint: Path, folder: Path, settings: Mapping[str, Any], hours: float) -> Path:
-    """A training checkpoint -> a model folder."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+def _callbacks(
+    settings: Mapping[str, Any], module: LasModule
+) -> tuple[list[callbacks.Callback], BestCheckpoint, SafeCheckpoint]:
+    """All of them, and among them those that keep the best checkpoints and the newest epoch's."""
+    t, output = settings["trainer"], Path(settings["output"])
+    folder, keep = output / "checkpoints", module.settings.average
+    best = BestCheckpoint(
+        folder,
+        "best" if keep == 1 else "best-{step:07d}",
+        "dev/wer",
+        save_top_k=keep,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+    newest: dict[str, Any] = {"monitor": "step", "mode": "max", "auto_insert_metric_name": False}
+    newest["enable_version_counter"] = False
+    interval = timedelta(minutes=t["checkpoint_minutes"])
+    regular = SafeCheckpoint(folder, "step-{step:07d}", train_time_interval=interval, **newest)
+    epochs = SafeCheckpoint(folder, "epoch-{epoch:04d}", save_on_train_epoch_end=True, **newest)
+    chosen: list[callbacks.Callback] = [best, regular, epochs, StopOnSignal(regular), History(output / "history.jsonl")]
+    if t["average_decay"]:
+        chosen.insert(0, ExponentialAverage(t["average_decay"]))
+    if t["early_stop_epochs"]:
+        chosen.append(JointEarlyStopping("dev/wer", patience=t["early_stop_epochs"], check_on_train_epoch_end=False))
+    if t["plots"]:
+        chosen.append(AttentionPlots(count=t["plots"]))
+    chosen.append(callbacks.RichProgressBar() if t["progress"] else callbacks.TQDMProgressBar(refresh_rate=0))
+    return chosen, best, epochs
+
+
+def find_learning_rate(trainer: lightning.Trainer, module: LasModule, data: SpeechData, output: Path) -> Path:
+    """Raise the learning rate from step to step and see how the loss takes it (Smith 2017).
+
+    Logs the rate at which the loss falls fastest, draws `learning_rate.png` and returns its path. Nothing is trained.
+    """
+    from lightning.pytorch.tuner import Tuner
+    from matplotlib.figure import Figure
+
+    if trainer.world_size > 1:
+        raise ConfigError("training.find_learning_rate=true wants one process; start it without torchrun")
+    module.sets_learning_rate = False
+    found = Tuner(trainer).lr_find(module, datamodule=data, min_lr=1e-5, max_lr=0.3, update_attr=False)
+    assert found is not None
+    rates, losses = np.array(found.results["lr"]), np.array(found.results["loss"])
+    rate = steepest_fall(rates, losses)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogx(rates, losses)
+    axes.axvline(rate, linestyle=":", color="black")
+    axes.set(xlabel="learning rate", ylabel="training loss", title=f"falls fastest at {rate:.1e}")
+    path = save_figure(figure, output / "learning_rate.png")
+    log.info("the loss falls fastest at training.learning_rate=%.1e; see %s", rate, path)
+    return path
+
+
+def steepest_fall(rates: np.ndarray, losses: np.ndarray) -> float:
+    """The rate where a smoothed loss falls fastest by the logarithm of the rate, the first tenth left out.
+
+    (Lightning's own suggestion takes the slope by the rate itself, which is steepest where steps are smallest.)
+    """
+    skip = len(rates) // 10
+    known = np.isfinite(losses) & (np.arange(len(rates)) >= skip)
+    if known.sum() < 10:
+        raise TrainingStoppedError("too few steps with a finite loss to suggest a learning rate")
+    slope = np.gradient(losses[known], np.log(rates[known]))
+    return float(rates[known][slope.argmin()])
+
+
+@contextmanager
+def _readable_failures(module: LasModule, settings: Mapping[str, Any]) -> Iterator[None]:
+    """What a machine runs out of, as one line that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise TrainingStoppedError(
+            f"out of memory at step {module.trainer.global_step}, at a batch of {module.batch_shape}; lower "
+            f"corpus.batch_seconds (now {settings['corpus']['batch_seconds']:g}; trainer.accumulate=2 makes up for "
+            f"half), corpus.max_duration (now {settings['corpus']['max_duration']:g} s) or the model's size"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingStoppedError(
+            f"{settings['output']}: {error.strerror}; free space, and the same command goes on from the last checkpoint"
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA, cuDNN, cuBLAS and the CPU allocator each say it in their own way."""
+    says = ("DefaultCPUAllocator", "not enough memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(s in str(error) for s in says)
+
+
+def _prepare_disk(settings: Mapping[str, Any], checkpoints: Path, module: LasModule, data: SpeechData) -> None:
+    """Make the folders, write what is known, and see that there is room for the rest.
+
+    Raises:
+        ConfigError: a folder cannot be written to, or has too little room.
+    """
+    output = checkpoints.parent
+    _make_writable(checkpoints, "output")
+    for kind in ("step-*.ckpt", "epoch-*.ckpt"):  # a run that goes on only replaces what it wrote itself
+        for old in sorted(checkpoints.glob(kind))[:-2]:
+            old.unlink()
+    copies = 4 if settings["trainer"]["average_decay"] else 3  # weights and Adam's two moments, and their average
+    one = module.model.num_parameters * 4 * copies
+    kept = module.settings.average + 2  # the best, the newest, the last epoch's
+    there = sum(path.stat().st_size for path in checkpoints.glob("*.ckpt"))
+    needs = {output: (max(one, (kept + 1) * one - there), f"about {kept + 1} checkpoints of {_size(one)}", "output")}
+    if data.cache_bytes:
+        folder, what = data.cache_folder or output, f"features of {data.hours:.1f} h"
+        _make_writable(folder, "corpus.cache_dir")
+        if folder.stat().st_dev == output.stat().st_dev:
+            needs[output] = (needs[output][0] + data.cache_bytes, f"{needs[output][1]} and {what}", "output")
+        else:
+            needs[folder] = (data.cache_bytes, what, "corpus.cache_dir")
+    for folder, (size, what, name) in needs.items():
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            has = f"{_size(free)} free, but {_size(size)} needed"
+            raise ConfigError(f"{folder}: {has} for {what}; free space or choose another {name}=")
+    with write_atomically(output / "config.yaml") as file:
+        yaml.safe_dump(dict(settings), file, sort_keys=False)
+    with write_atomically(output / "dropped.txt") as file:
+        file.writelines(f"{i}\t{reason}\n" for i, reason in data.dropped)
+
+
+def _make_writable(folder: Path, name: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot write there ({error.strerror}); choose another {name}=") from error
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+@torch.inference_mode()
+def _dev_wer_of_mean(paths: Sequence[Path], trainer: lightning.Trainer, module: LasModule, data: SpeechData) -> float:
+    """Dev WER of the mean of these checkpoints' weights, by the first process alone; overwrites `module`'s."""
+    module.load_state_dict(average_checkpoints(paths)["state_dict"])
+    device = trainer.strategy.root_device
+    module.to(device).eval()
+    counts: Counter[str] = Counter()
+    with trainer.precision_plugin.val_step_context():
+        for batch in data.whole_dev_set():
+            batch = move_data_to_device(batch, device)
+            h, lengths = module.model.encoder(module.normalizer(batch.frames), batch.lengths)
+            counts += module.count_errors(batch.texts, h, lengths, module.model.ctc(h), index=1)
+    return counts[f"{module.search} errors"] / max(1, counts[f"{module.search} words"])
+
+
+def export(checkpoints: Sequence[Path], run: Path, folder: Path | None = None, dev_wer: float | None = None) -> Path:
+    """A run's checkpoint, or the mean of several, -> a model folder, by default `model/` in the run's.
+
+    Raises:
+        ModelError: a checkpoint is missing or damaged.
+    """
+    state = average_checkpoints(checkpoints)
     module = LasModule.from_settings(state["hyper_parameters"])
     module.load_state_dict(state["state_dict"])
-    history = folder.parent / "history.jsonl"
-    records = [json.loads(line) for line in history.read_text().splitlines()] if history.is_file() else []
-    record: dict[str, Any] = next((r for r in reversed(records) if r["step"] == state["global_step"]), {})
+    record = dev_records(run).get(state["global_step"], {}) if len(checkpoints) == 1 else {"dev/wer": dev_wer}
     summary = {
-        "corpora": list(settings["corpus"]["train"]),
-        "hours": round(hours, 2),
+        **(state.get("data") or _data_of(run)),
         "epochs": state["epoch"] + 1,
         "steps": state["global_step"],
-        "dev": list(settings["corpus"]["dev"]),
+        "averaged": len(checkpoints) if len(checkpoints) > 1 else None,
         "dev_wer": record.get("dev/wer"),
         "dev_wer_ctc": record.get("dev/wer_ctc"),
+        "dev_wer_attention": record.get("dev/wer_attention"),
         "date": time.strftime("%Y-%m-%d"),
     }
-    save_bundle(folder, module.model, module.normalizer, module.frontend, module.tokenizer, summary)
+    summary = {key: value for key, value in summary.items() if value is not None}
+    folder = folder or run / "model"
+    try:
+        save_bundle(folder, module.model, module.normalizer, module.frontend, module.tokenizer, summary)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot write there ({error.strerror})") from error
     log.info("wrote %s", folder)
     return folder
+
+
+def dev_records(run: Path) -> dict[int, dict[str, Any]]:
+    """The lines of a run's `history.jsonl` by their step; of two of one step, the later."""
+    path = run / "history.jsonl"
+    records = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(json.JSONDecodeError):  # the last line before a power cut
+            record = json.loads(line)
+            records[record["step"]] = record
+    return records
+
+
+def _data_of(run: Path) -> dict[str, Any]:
+    """Names of the corpora, for checkpoints from before they were noted there."""
+    path = run / "config.yaml"
+    corpus = yaml.safe_load(path.read_text())["corpus"] if path.is_file() else {}
+    return {"corpora": corpus.get("train"), "dev": corpus.get("dev")}
 
 
 def _processes(settings: Mapping[str, Any]) -> tuple[int, int]:
@@ -254,9 +499,7 @@ def _resume_from(settings: Mapping[str, Any], checkpoints: Path) -> Path | None:
     path = latest_checkpoint(checkpoints) if resume == "auto" else Path(resume)
     if path is None:
         return None
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such checkpoint")
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    state = load_checkpoint(path)
     module = LasModule.from_settings(settings)
     for part in ("model", "frontend"):
         keys = _differences(state["hyper_parameters"][part], module.hparams[part])

@@ -1,10 +1,20 @@
+import copy
+import gzip
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
-from asr.corpus.dataset import BatchLoader, FeatureCache, SpeechDataset, load_cuts, plan_epoch, split_trainable
+from asr.corpus.dataset import (
+    BatchLoader,
+    FeatureCache,
+    FrameSource,
+    SpeechDataset,
+    load_cuts,
+    plan_epoch,
+    split_trainable,
+)
 from asr.errors import CorpusError
 from asr.frontend import FrontendConfig, LogMel, Normalizer
 from asr.tokenizer import CharTokenizer
@@ -26,8 +36,28 @@ def test_manifests_that_are_missing_or_damaged_are_named(toy_corpus, tmp_path):
     with pytest.raises(CorpusError, match=r"cuts_other.jsonl.gz: no such manifest; run prepare.py first"):
         load_cuts(toy_corpus / "manifests", ["other"])
     (tmp_path / "cuts_bad.jsonl.gz").write_bytes(b"not gzip")
-    with pytest.raises(CorpusError, match=r"cuts_bad.jsonl.gz: not a readable cut manifest .* run prepare.py again"):
-        load_cuts(tmp_path, ["bad"])
+    whole = (toy_corpus / "manifests" / "cuts_train-toy.jsonl.gz").read_bytes()
+    bad = tmp_path / "cuts_bad.jsonl.gz"
+    for content in (
+        b"not gzip",
+        whole[: len(whole) // 2],
+        gzip.compress(gzip.decompress(whole)[:-40]),
+        gzip.compress(b'{"id": "1", "text": "no cut"}\n'),
+        gzip.compress(b"[1, 2]\n"),
+    ):
+        bad.write_bytes(content)
+        with pytest.raises(CorpusError, match=r"cuts_bad.jsonl.gz: not a readable cut manifest .* run prepare.py") as e:
+            load_cuts(tmp_path, ["bad"])
+        assert "\n" not in str(e.value)
+
+
+def test_audio_that_is_gone_is_named_by_a_worker_too(cuts, tmp_path):
+    gone = tmp_path / "gone.flac"
+    moved = copy.deepcopy(cuts[0])
+    moved.recording.sources[0].source = str(gone)
+    for workers in (0, 1):
+        with pytest.raises(CorpusError, match=rf"^{gone}: cannot be read \(.*; run prepare.py again$"):
+            FeatureCache.open(tmp_path, [moved], (1.0,), FrontendConfig(n_mels=40), workers=workers)
 
 
 def test_what_cannot_be_trained_on_is_dropped_with_its_reason(cuts):
@@ -72,6 +102,9 @@ def test_ascending_and_longest_first(cuts):
     assert [longest(b) for b in ascending] == sorted(longest(b) for b in ascending)
     first = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0, longest_first=True)
     assert longest(first[0]) * len(first[0]) == max(longest(b) * len(b) for b in first)
+    both = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0, ascending=True, longest_first=True)
+    assert longest(both[0]) * len(both[0]) == max(longest(b) * len(b) for b in both)
+    assert [longest(b) for b in both[1:]] == sorted(longest(b) for b in both[1:])
 
 
 def test_buckets_waste_little_on_padding(cuts):
@@ -126,6 +159,31 @@ def test_a_batch_is_padded_with_zeros_and_framed_by_bos_and_eos(cuts, cache):
         expected = [tokenizer.bos_id, *tokenizer.encode(batch.texts[row]), tokenizer.eos_id]
         assert batch.characters[row, : count + 2].tolist() == expected
         assert (batch.characters[row, count + 2 :] == 0).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_a_cache_the_batches_are_the_same(cuts, cache, workers):
+    plan = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0, speeds=SPEEDS)
+    frontend, tokenizer = FrontendConfig(n_mels=40), CharTokenizer()
+    cached = BatchLoader(SpeechDataset(cuts, tokenizer, cache), plan)
+    fresh = BatchLoader(SpeechDataset(cuts, tokenizer, frontend=frontend), plan, num_workers=workers)
+    for a, b in zip(cached, fresh, strict=True):
+        assert a.ids == b.ids
+        assert torch.equal(a.lengths, b.lengths)
+        assert torch.equal(a.characters, b.characters)
+        torch.testing.assert_close(a.frames, b.frames, atol=0.01, rtol=0)
+    with_cache, without = Normalizer(40), Normalizer(40)
+    cache.fit_normalizer(with_cache, [cut.id for cut in cuts])
+    FrameSource(cuts, [(cut.id, 1.0) for cut in cuts], frontend).fit_normalizer(without, workers)
+    torch.testing.assert_close(with_cache.mean, without.mean)
+    torch.testing.assert_close(with_cache.std, without.std)
+
+
+def test_the_size_of_a_cache_is_known_before(cuts, cache):
+    frontend = FrontendConfig(n_mels=40)
+    assert FeatureCache.missing_bytes(cache.folder.parent, cuts, SPEEDS, frontend) == 0
+    expected = FeatureCache.missing_bytes("/nowhere", cuts, SPEEDS, frontend)
+    assert (cache.folder / "features.f16").stat().st_size == pytest.approx(expected, rel=0.02)
 
 
 def test_a_loader_goes_on_where_its_state_says(cuts, cache):

@@ -43,6 +43,10 @@ class ScriptState:
     position: int
     weights: Tensor  # (R, 1, N)
 
+    @property
+    def hidden(self) -> Tensor:
+        return self.weights
+
     def select(self, rows: Tensor) -> ScriptState:
         return ScriptState(self.position, self.weights[rows])
 

@@ -3,7 +3,16 @@ import math
 import pytest
 import torch
 
-from asr.training.module import LasModule, TrainingConfig, TrainingStoppedError, joint_loss, off_diagonal, word_errors
+from asr.corpus.dataset import Batch
+from asr.training.module import (
+    LasModule,
+    TrainingConfig,
+    TrainingStoppedError,
+    joint_loss,
+    off_diagonal,
+    sampled_inputs,
+    word_errors,
+)
 
 
 def test_joint_loss_ignores_padding_and_counts_characters():
@@ -101,3 +110,109 @@ def test_ctc_comes_first_then_fades_to_its_weight_and_guidance_fades_to_nothing(
     assert at(2.5) == pytest.approx((0.7, 3.0 * (1 - 0.5 / 4)))
     assert at(3.0) == pytest.approx((0.4, 3.0 * (1 - 1 / 4)))
     assert at(9.0) == (0.4, 0.0)
+
+
+def test_dev_wer_is_of_the_search_that_the_model_is_ready_for(module, monkeypatch):
+    def at(epoch, **settings):
+        module.settings = TrainingConfig(**settings)
+        monkeypatch.setattr(LasModule, "epochs_done", epoch)
+        return module.search
+
+    assert at(0.0) == at(5.0) == "joint"
+    assert at(2.0, ctc_only_epochs=2) == "ctc"  # asked at the end of the second epoch
+    assert at(3.0, ctc_only_epochs=2) == "joint"
+    assert at(3.0, ctc_weight=1.0) == "ctc"
+    assert at(3.0, ctc_weight=0.0) == "attention"
+
+
+BOS, EOS = 1, 2
+
+
+def test_sampled_inputs_are_the_models_own_characters_where_the_coin_says_so():
+    characters = torch.tensor([[BOS, 7, 8, 9], [BOS, 7, EOS, 0]])
+    logits = torch.randn(2, 4, 32)
+    logits[..., :4] = 99.0  # blank, BOS, EOS and unknown are no inputs
+    assert torch.equal(sampled_inputs(characters, logits, 0.0), characters)
+    own = logits[..., 4:].argmax(-1) + 4
+    expected = torch.tensor([[BOS, own[0, 0], own[0, 1], own[0, 2]], [BOS, own[1, 0], EOS, 0]])
+    assert torch.equal(sampled_inputs(characters, logits, 1.0), expected)
+    # A coin a character, not a coin a batch.
+    rows = torch.full((50, 41), 7)
+    rows[:, 0] = BOS
+    logits = torch.zeros(50, 41, 32)
+    logits[..., 9] = 1.0
+    replaced = (sampled_inputs(rows, logits, 0.3)[:, 1:] == 9).float()
+    assert replaced.mean() == pytest.approx(0.3, abs=0.05)
+    assert replaced.mean(1).std() == pytest.approx((0.3 * 0.7 / 40) ** 0.5, rel=0.3)
+
+
+@pytest.fixture
+def batch():
+    return Batch(
+        ids=["a", "b"],
+        texts=["ABC", "AB"],
+        frames=torch.randn(2, 60, 40),
+        lengths=torch.tensor([60, 40]),
+        characters=torch.tensor([[BOS, 6, 7, 8, EOS], [BOS, 6, 7, EOS, 0]]),
+        character_lengths=torch.tensor([3, 2]),
+    )
+
+
+def test_with_sampling_the_second_pass_reads_what_the_first_wrote(module, batch, monkeypatch):
+    monkeypatch.setattr(LasModule, "epochs_done", 1.0)
+    monkeypatch.setattr(LasModule, "log", lambda *_, **__: None)
+    module.eval()  # no dropout
+    seen = []
+    module.model.speller.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out[0])))
+    plain = module.training_step(batch, 0)
+    assert len(seen) == 1
+    monkeypatch.setattr(LasModule, "sampling", 1e-30)  # coins are thrown, none falls that way
+    assert torch.equal(module.training_step(batch, 0), plain)
+    monkeypatch.setattr(LasModule, "sampling", 1.0)
+    loss = module.training_step(batch, 0)
+    given, first = seen[3]
+    assert torch.equal(given, batch.characters[:, :-1])
+    assert torch.equal(seen[4][0], sampled_inputs(given, first, 1.0))
+    assert not first.requires_grad
+    assert loss.requires_grad
+    assert loss != plain
+
+
+def test_sampling_rises_once_the_speller_learns(module, monkeypatch):
+    module.settings = TrainingConfig(scheduled_sampling=0.4, ctc_only_epochs=2)
+
+    class Trainer:
+        max_epochs = 10
+
+    monkeypatch.setattr(LasModule, "trainer", Trainer)
+    for epoch, expected in ((0.0, 0.0), (2.0, 0.0), (6.0, 0.2), (10.0, 0.4)):
+        monkeypatch.setattr(LasModule, "epochs_done", epoch)
+        assert module.sampling == pytest.approx(expected)
+
+
+def test_weight_noise_is_on_the_matrices_for_the_gradient_alone(module, batch, monkeypatch):
+    monkeypatch.setattr(LasModule, "epochs_done", 1.0)
+    monkeypatch.setattr(LasModule, "log", lambda *_, **__: None)
+    module.eval()
+    module.settings = TrainingConfig(weight_noise=0.1)
+    before = {name: p.detach().clone() for name, p in module.model.named_parameters()}
+    plain = module.training_step(batch, 0)
+    module._add_weight_noise()
+    loss = module.training_step(batch, 0)
+    assert loss != plain
+    moved = torch.cat([(p - before[n]).detach().flatten() for n, p in module.model.named_parameters() if p.ndim > 1])
+    assert moved.std() == pytest.approx(0.1, rel=0.05)
+    assert all(torch.equal(p, before[n]) for n, p in module.model.named_parameters() if p.ndim == 1)
+    loss.backward()
+    module.on_after_backward()
+    assert all(torch.equal(p, before[n]) for n, p in module.model.named_parameters())
+    noisy = module.model.ctc.weight.grad.clone()
+    module.zero_grad()
+    module.training_step(batch, 0).backward()
+    assert not torch.equal(module.model.ctc.weight.grad, noisy)
+
+
+@pytest.mark.parametrize("wrong", [{"average": 0}, {"scheduled_sampling": 1.5}, {"weight_noise": -0.1}])
+def test_settings_that_cannot_be_meant(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainingConfig(**wrong)

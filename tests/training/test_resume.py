@@ -1,4 +1,4 @@
-"""A run that is killed goes on as if nothing had happened; what cannot go on says so before time is lost."""
+"""A run that is killed or stopped goes on as if nothing had happened; what cannot go on says so at once."""
 
 import json
 import os
@@ -12,12 +12,19 @@ import pytest
 import torch
 
 from asr.bundle import load_bundle
-from asr.errors import ConfigError, CorpusError
-from asr.training.checkpoint import latest_checkpoint
+from asr.errors import ConfigError, CorpusError, ModelError
+from asr.training.checkpoint import TrainingInterrupted, latest_checkpoint
+from asr.training.module import LasModule
 from asr.training.run import train
 
-TRAIN = "import json, sys, torch; torch.set_num_threads(1); from asr.training.run import train; " \
-        "train(json.load(open(sys.argv[1])))"  # fmt: skip
+TRAIN = """
+import json, sys, torch
+from omegaconf import OmegaConf
+from asr.training.recipe import run_training
+
+torch.set_num_threads(1)
+run_training(OmegaConf.create(json.load(open(sys.argv[1]))))
+"""
 
 
 def losses(run: str | Path) -> dict[int, float]:
@@ -35,7 +42,7 @@ def start(settings: dict, folder: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", TRAIN, str(path)], stderr=subprocess.PIPE, text=True, env=env)
 
 
-def test_sigkill_in_mid_epoch_then_resume_equals_a_run_never_killed(toy_settings, tmp_path):
+def test_a_run_that_is_killed_or_stopped_in_mid_epoch_goes_on_as_if_never_stopped(toy_settings, tmp_path):
     toy_settings["trainer"]["max_epochs"] = 5
     whole = toy_settings | {"output": str(tmp_path / "whole")}
     train(whole)
@@ -43,28 +50,64 @@ def test_sigkill_in_mid_epoch_then_resume_equals_a_run_never_killed(toy_settings
     per_epoch = len(expected) // 5
     assert per_epoch >= 6
 
-    killed = toy_settings | {"output": str(tmp_path / "killed")}
-    killed["trainer"] = toy_settings["trainer"] | {"checkpoint_minutes": 1e-4}
-    process = start(killed, tmp_path)
-    checkpoints = Path(killed["output"]) / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not any(int(p.stem.split("-")[1]) > per_epoch + 1 for p in checkpoints.glob("step-*.ckpt")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    stopped_at = torch.load(latest_checkpoint(checkpoints), weights_only=True)["global_step"]
-    assert stopped_at < len(expected), "the run ended before it was killed"
-    train(killed)
-    resumed = losses(killed["output"])
-    # The last lines before the kill may not have reached TensorBoard's file; all after it must be there.
-    assert set(range(stopped_at, len(expected))) <= set(resumed)
-    # Exactly: the same batches, the same random numbers, the same sums.
-    assert resumed == {step: expected[step] for step in resumed}
-    a = load_bundle(Path(whole["output"]) / "model").model.state_dict()
-    b = load_bundle(Path(killed["output"]) / "model").model.state_dict()
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        killed = toy_settings | {"output": str(tmp_path / number.name)}
+        killed["trainer"] = toy_settings["trainer"] | {"checkpoint_minutes": 1e-4}
+        process = start(killed, tmp_path)
+        checkpoints = Path(killed["output"]) / "checkpoints"
+        deadline = time.monotonic() + 120
+        while not any(int(p.stem.split("-")[1]) > per_epoch + 1 for p in checkpoints.glob("step-*.ckpt")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+        said = process.communicate()[1].splitlines()
+        stopped_at = torch.load(latest_checkpoint(checkpoints), weights_only=True)["global_step"]
+        assert stopped_at < len(expected), "the run ended before it was stopped"
+        if number == signal.SIGTERM:
+            assert process.returncode == 128 + signal.SIGTERM
+            file = (checkpoints / f"step-{stopped_at:07d}.ckpt").resolve()
+            assert said[-1] == f"stopped at step {stopped_at}, saved {file}; the same command goes on"
+        train(killed)
+        assert_same_run(killed, whole, stopped_at)
+
+
+def assert_same_run(resumed: dict, whole: dict, stopped_at: int) -> None:
+    """Exactly: the same batches, the same random numbers, the same sums."""
+    expected, found = losses(whole["output"]), losses(resumed["output"])
+    # The last lines before a kill may not have reached TensorBoard's file; all after it must be there.
+    assert set(range(stopped_at, len(expected))) <= set(found)
+    assert found == {step: expected[step] for step in found}
+    a, b = (load_bundle(Path(run["output"]) / "model").model.state_dict() for run in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_ctrl_c_finishes_the_step_saves_and_stops_also_between_the_batches_of_a_step(
+    toy_settings, tmp_path, monkeypatch
+):
+    toy_settings["trainer"] |= {"accumulate": 2}
+    whole = toy_settings | {"output": str(tmp_path / "whole")}
+    train(whole)
+    step = LasModule.training_step
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(self, batch, batch_idx):
+        if (self.trainer.current_epoch, batch_idx) == (1, 2):  # the first of the two batches of a step
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LasModule, "training_step", interrupt)
+    with pytest.raises(TrainingInterrupted, match="the same command goes on") as stop:
+        train(toy_settings)
+    monkeypatch.undo()
+    assert stop.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    newest = latest_checkpoint(Path(toy_settings["output"]) / "checkpoints")
+    stopped_at = torch.load(newest, weights_only=True)["global_step"]
+    assert newest.name == f"step-{stopped_at:07d}.ckpt"
+    assert str(newest) in str(stop.value)
+    train(toy_settings)
+    assert_same_run(toy_settings, whole, stopped_at)
 
 
 def test_a_truncated_checkpoint_is_skipped_for_the_one_before(toy_settings, caplog):
@@ -86,7 +129,7 @@ def test_a_finished_run_is_not_started_again_by_accident(toy_settings):
     other["model"]["encoder"]["d"] = other["model"]["speller"]["d"] = 48
     with pytest.raises(ConfigError, match=r"other model settings \(encoder.d: 32 -> 48, speller.d: 32 -> 48\)"):
         train(other)
-    with pytest.raises(ConfigError, match="no such checkpoint"):
+    with pytest.raises(ModelError, match="no such checkpoint"):
         train(toy_settings | {"resume": "/nowhere/at.all"})
 
 
@@ -112,6 +155,7 @@ def test_what_a_run_leaves_behind(toy_settings):
     assert [record["epoch"] for record in history] == [1, 2]
     assert bundle.training["dev_wer"] in [record["dev/wer"] for record in history]
     assert bundle.training["corpora"] == ["train-toy"]
+    assert all({"dev/wer", "dev/wer_ctc", "dev/wer_attention"} <= record.keys() for record in history)
     assert not torch.equal(bundle.normalizer.mean, torch.zeros(40))  # global CMVN travels with the model
     assert (run / "dropped.txt").exists()
     assert list((run / "tensorboard").glob("events.*"))

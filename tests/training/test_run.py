@@ -1,0 +1,119 @@
+"""What a run needs of its machine, and what it says where that is not there."""
+
+import errno
+import gzip
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_resume import losses
+
+from asr.bundle import load_bundle
+from asr.errors import ConfigError, CorpusError
+from asr.model import ListenAttendSpell, PyramidalEncoder
+from asr.training.module import TrainingStoppedError
+from asr.training.run import steepest_fall, train
+
+SHAPE = r"a batch of \d+ x \d+ frames and \d+ characters \(\d+ s with padding\); lower corpus.batch_seconds \(now 4;"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried .."),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_names_the_batch_and_what_to_lower(toy_settings, monkeypatch, error):
+    def full(self, frames, lengths):
+        raise error
+
+    monkeypatch.setattr(PyramidalEncoder, "forward", full)
+    with pytest.raises(TrainingStoppedError, match=f"out of memory at step 0, at {SHAPE}"):
+        train(toy_settings)
+
+
+def test_other_errors_stay_what_they_are(toy_settings, monkeypatch):
+    def wrong(self, frames, lengths):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(PyramidalEncoder, "forward", wrong)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        train(toy_settings)
+
+
+def test_a_disk_too_small_is_noticed_before_training(toy_settings, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(9e9, 9e9, 1e6))
+    needs = (
+        r"1\.0 MB free, but \d\.\d MB needed for about 4 checkpoints of \d\.\d MB and features of 0\.0 h; free space"
+    )
+    with pytest.raises(ConfigError, match=needs):
+        train(toy_settings)
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    toy_settings["corpus"]["cache_dir"] = str(tmp_path / "file" / "cache")
+    with pytest.raises(ConfigError, match=r"file/cache: cannot write there .*choose another corpus.cache_dir="):
+        train(toy_settings)
+    assert not list((Path(toy_settings["output"]) / "checkpoints").iterdir())
+
+
+def test_a_disk_that_fills_up_outside_of_checkpoints_stops_the_run_with_one_line(toy_settings, monkeypatch):
+    def full(self, frames, lengths):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(PyramidalEncoder, "forward", full)
+    with pytest.raises(TrainingStoppedError, match="No space left on device; free space, and the same command goes on"):
+        train(toy_settings)
+
+
+def test_an_empty_development_set_is_named(toy_settings, toy_corpus, tmp_path):
+    for name in ("train-toy", "dev-toy"):
+        shutil.copy(toy_corpus / "manifests" / f"cuts_{name}.jsonl.gz", tmp_path)
+    (tmp_path / "cuts_dev-toy.jsonl.gz").write_bytes(gzip.compress(b""))
+    toy_settings["corpus"]["manifests"] = str(tmp_path)
+    with pytest.raises(CorpusError, match="dev-toy"):
+        train(toy_settings)
+
+
+def test_training_without_a_cache_is_the_same_and_leaves_none(toy_settings, tmp_path):
+    cached = toy_settings | {"output": str(tmp_path / "cached")}
+    train(cached)
+    shutil.rmtree(toy_settings["corpus"]["cache_dir"])
+    toy_settings["corpus"] |= {"cache": False, "workers": 2}
+    train(toy_settings)
+    assert losses(toy_settings["output"]) == pytest.approx(losses(cached["output"]), rel=0.01)
+    assert not Path(toy_settings["corpus"]["cache_dir"]).exists()
+
+
+def test_the_learning_rate_finder_suggests_draws_and_trains_nothing(toy_settings, caplog):
+    rates = np.geomspace(1e-5, 1, 100)
+    losses = 3 - 2 / (1 + np.exp(-3 * np.log(rates / 1e-3)))  # falls fastest, by the logarithm, at 1e-3
+    assert steepest_fall(rates, losses) == pytest.approx(1e-3, rel=0.1)
+    with pytest.raises(TrainingStoppedError, match="too few steps"):
+        steepest_fall(rates, np.full(100, np.nan))
+
+    caplog.set_level("INFO")
+    toy_settings["training"]["find_learning_rate"] = True
+    path = train(toy_settings)
+    assert path == Path(toy_settings["output"]) / "learning_rate.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    suggested = float(caplog.text.split("training.learning_rate=")[1].split(";")[0])
+    assert 1e-5 < suggested < 0.3
+    assert not list(path.parent.rglob("*.ckpt"))
+    assert not (path.parent / "model").exists()
+
+
+def test_a_step_with_weight_noise_and_no_learning_rate_changes_no_weight(toy_settings):
+    toy_settings["training"] |= {"weight_noise": 0.5, "learning_rate": 0.0, "final_learning_rate": 0.0, "seed": 3}
+    toy_settings["trainer"] |= {"max_epochs": 1, "max_steps": 2, "average_decay": 0.0}
+    bundle = load_bundle(train(toy_settings))
+    torch.manual_seed(3)
+    first = ListenAttendSpell(bundle.model.config).state_dict()
+    trained = bundle.model.state_dict()
+    assert all(torch.equal(trained[name], first[name].half().float()) for name in first)
