@@ -143,6 +143,7 @@ class _CtcRows:
         psi        (R, V)         log-probability that all frames spell something that begins with prefix + c;
                                   at EOS: that they spell the prefix
         prefix     (R,)           .. that begins with the prefix
+        length     characters of the prefix; fewer frames cannot spell it, so blank and total are 0 before t = length
     """
 
     cumulated: Tensor
@@ -152,6 +153,7 @@ class _CtcRows:
     last: Tensor
     prefix: Tensor
     psi: Tensor
+    length: int
     beam: int
 
 
@@ -188,18 +190,21 @@ class CtcPrefixScorer:
             last=torch.full((batch * beam,), BOS, device=h.device),
             prefix=blank.new_zeros(batch * beam),
             psi=blank.new_zeros(batch * beam, vocabulary),
+            length=0,
             beam=beam,
         )
 
     def score(self, state: _CtcRows, step: Step) -> tuple[Tensor, _CtcRows]:
         batch, frames, vocabulary = state.probs.shape
+        first = min(state.length, frames - 1)
+        frames, probs = frames - first, state.probs[:, first:]
         top = state.total.amax(1, keepdim=True)  # what is e^700 times less likely than the best frame is lost
-        total = (state.total[:, :-1] - top).exp().view(batch, state.beam, frames)
-        psi = (total @ state.probs).view(-1, vocabulary)  # (R, V)
+        total = (state.total[:, first:-1] - top).exp().view(batch, state.beam, frames)
+        psi = (total @ probs).view(-1, vocabulary)  # (R, V)
         # A character can follow itself only across a blank.
-        blank = (state.blank[:, :-1] - top).exp().view(batch, state.beam, frames)
+        blank = (state.blank[:, first:-1] - top).exp().view(batch, state.beam, frames)
         last = state.last.view(batch, 1, state.beam).expand(batch, frames, state.beam)
-        again = (blank * state.probs.gather(2, last).transpose(1, 2)).sum(-1)
+        again = (blank * probs.gather(2, last).transpose(1, 2)).sum(-1)
         psi = psi.scatter(1, state.last[:, None], again.view(-1, 1)).log() + top
         psi[:, EOS] = state.total[:, -1]
         psi = psi.clamp(min=LOG_ZERO)
@@ -208,18 +213,22 @@ class CtcPrefixScorer:
 
     def select(self, state: _CtcRows, rows: Tensor, tokens: Tensor) -> _CtcRows:
         batch, vocabulary, times = state.cumulated.shape
-        blank, total = state.blank[rows], state.total[rows]
-        phi = torch.where((tokens == state.last[rows])[:, None], blank, total)[:, :-1]
+        length = min(state.length, times - 2)
+        blank, total = state.blank[rows, length:-1], state.total[rows, length:-1]
+        phi = torch.where((tokens == state.last[rows])[:, None], blank, total)
         first = torch.arange(batch, device=rows.device).repeat_interleave(state.beam) * vocabulary
         x = state.cumulated.view(batch * vocabulary, times)[first + tokens]  # (R, N + 1)
         label = x.new_full(x.shape, LOG_ZERO)
-        torch.add(x[:, 1:], torch.logcumsumexp(phi - x[:, :-1], dim=1), out=label[:, 1:])
+        spelled = torch.logcumsumexp(phi - x[:, length:-1], dim=1)
+        torch.add(x[:, length + 1 :], spelled, out=label[:, length + 1 :])
         x_blank = state.cumulated[:, BLANK].repeat_interleave(state.beam, dim=0)
         blank = torch.full_like(label, LOG_ZERO)
-        torch.add(x_blank[:, 1:], torch.logcumsumexp(label[:, :-1] - x_blank[:, :-1], dim=1), out=blank[:, 1:])
-        return replace(
-            state, blank=blank, total=torch.logaddexp(label, blank), last=tokens, prefix=state.psi[rows, tokens]
-        )
+        after = torch.logcumsumexp(label[:, length + 1 : -1] - x_blank[:, length + 1 : -1], dim=1)
+        torch.add(x_blank[:, length + 2 :], after, out=blank[:, length + 2 :])
+        total = torch.full_like(label, LOG_ZERO)
+        torch.logaddexp(label[:, length + 1 :], blank[:, length + 1 :], out=total[:, length + 1 :])
+        prefix = state.psi[rows, tokens]
+        return replace(state, blank=blank, total=total, last=tokens, prefix=prefix, length=state.length + 1)
 
     def keep(self, state: _CtcRows, utterances: Tensor) -> _CtcRows:
         rows = _rows(utterances, state.beam)
@@ -231,6 +240,7 @@ class CtcPrefixScorer:
             state.last[rows],
             state.prefix[rows],
             state.psi[rows],
+            state.length,
             state.beam,
         )
 

@@ -57,7 +57,12 @@ class PackedCell:
 
     def __init__(self, layer: nn.LSTM) -> None:
         weight_ih, weight_hh, bias_ih, bias_hh = (p.detach().float() for p in layer.all_weights[0])
-        self.weights = torch.ops.quantized.linear_prepack_fp16(torch.cat([weight_ih, weight_hh], 1), bias_ih + bias_hh)
+        weight, bias = torch.cat([weight_ih, weight_hh], 1), bias_ih + bias_hh
+        # tanh(x) = 2 sigmoid(2 x) - 1, and the sigmoid takes a third of tanh's time: one call for all four gates.
+        cell_input = slice(2 * layer.hidden_size, 3 * layer.hidden_size)
+        weight[cell_input] *= 2
+        bias[cell_input] *= 2
+        self.weights = torch.ops.quantized.linear_prepack_fp16(weight, bias)
 
     @staticmethod
     def available() -> bool:
@@ -67,9 +72,9 @@ class PackedCell:
     def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs (B, I), states (B, d) -> the next states (B, d)."""
         gates = torch.ops.quantized.linear_dynamic_fp16(torch.cat([x, h], dim=1), self.weights)
-        i, f, g, o = gates.view(len(x), 4, -1).unbind(1)
-        c = torch.addcmul(i.sigmoid() * g.tanh(), f.sigmoid(), c)
-        return o.sigmoid() * c.tanh(), c
+        i, f, g, o = gates.sigmoid().view(len(x), 4, -1).unbind(1)
+        c = torch.addcmul(i * (2 * g - 1), f, c)
+        return o * (2 * (2 * c).sigmoid() - 1), c
 
 
 class _Lstm(torch.autograd.Function):
