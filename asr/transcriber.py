@@ -302,8 +302,9 @@ def split_at_pauses(samples: np.ndarray, sample_rate: int, longest: float = MAX_
 def choose_decoding(bundle: Bundle, **settings: Any) -> DecodingConfig:
     """How to search with this model where only some `settings` of DecodingConfig, or none, are given.
 
-    What is not given is as the model's folder says (`decoding:` in language_model.yaml) where it has a language model
-    and no `lm_weight` of 0 turns it off, else as in the presets `greedy_ctc` or, with a beam above 1, `beam_ctc`.
+    What is not given is as the model's folder says (`decoding:` in language_model.yaml) where it has a language model,
+    else as in the presets `greedy_ctc` or, with a beam above 1, `beam_ctc`. An `lm_weight` of 0 leaves the language
+    model out, and so does a `beam` of 1 unless there is an `lm_weight`: without alternatives at hand it does harm.
 
     Raises:
         ConfigError: a setting does not exist or cannot work.
@@ -311,7 +312,7 @@ def choose_decoding(bundle: Bundle, **settings: Any) -> DecodingConfig:
     """
     given = {name: value for name, value in settings.items() if value is not None}
     preset = PRESETS["beam_ctc" if given.get("beam", 1) > 1 else "greedy_ctc"]
-    if bundle.language_model_path and given.get("lm_weight", 1.0):
+    if bundle.language_model_path and given.get("lm_weight", given.get("beam", 2) > 1):
         tuned = bundle.language_model_settings.get("decoding") or {}
         try:
             preset = from_mapping(DecodingConfig, {**to_mapping(PRESETS["beam_ctc_lm"]), **tuned}, "decoding")

@@ -123,13 +123,14 @@ def test_the_models_language_model_is_used_unless_it_is_turned_off(with_lm, toy_
     recogniser = asr.load_model(with_lm, "cpu", lm_weight=0)
     assert recogniser.decoding == PRESETS["greedy_ctc"]
     assert recogniser.language_model is None
+    assert asr.load_model(with_lm, "cpu", beam=1).decoding == PRESETS["greedy_ctc"]
+    assert asr.load_model(with_lm, "cpu", beam=2).decoding.word_bonus == -1.0
     assert asr.load_model(with_lm, "cpu", lm_weight=0, beam=2).decoding == replace(PRESETS["beam_ctc"], beam=2)
     decoding = asr.load_model(with_lm, "cpu", lm_weight=0.1, beam=1).decoding
     assert (decoding.beam, decoding.lm_weight, decoding.word_bonus) == (1, 0.1, -1.0)
     samples = speak("ABLE BIRD CAVE")
     texts = {w: asr.load_model(with_lm, "cpu", lm_weight=w).transcribe(samples).text for w in (0, 3.0)}
     assert texts[0] != texts[3.0]
-    assert set(texts[3.0].split()) <= {"ABLE", "BIRD", "CAVE"}
 
 
 def test_a_language_model_that_is_not_there(toy_bundle):

@@ -103,7 +103,16 @@ PRESETS: dict[str, DecodingConfig] = {
     # Without CTC nothing else speaks against EOS; with it a threshold only hinders CTC in ending a loop.
     "beam": DecodingConfig(eos_threshold=0.5, **_GUARDS),
     "beam_ctc": DecodingConfig(ctc_weight=0.5, **_GUARDS),
-    "beam_ctc_lm": DecodingConfig(ctc_weight=0.5, lm_weight=0.3, **_GUARDS),
+    # Tuned on dev-2spk with the model that ships and a word n-gram model (recipes/librispeech/tune.py).
+    "beam_ctc_lm": DecodingConfig(
+        beam=16,
+        ctc_weight=0.5,
+        lm_weight=0.8,
+        lm_eos=False,
+        ilm_weight=0.3,
+        word_bonus=-3.0,
+        **(_GUARDS | {"max_length_ratio": 1.2}),
+    ),
 }
 
 

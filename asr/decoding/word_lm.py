@@ -259,7 +259,6 @@ class WordLanguageModel(nn.Module):
 
     def __init__(self, tables: Mapping[str, np.ndarray], characters: str = CHARACTERS) -> None:
         super().__init__()
-        self.tables = dict(tables)
         self.words = bytes(np.asarray(tables["words"], np.uint8)).decode("ascii").split("\n")
         self.order = 1 + sum(name.endswith(".word") for name in tables)
         letters = _letters(characters)
@@ -282,18 +281,15 @@ class WordLanguageModel(nn.Module):
         put("first", first)
         put("size", size)
         put("is_word", is_word)
-        put("child", child)
+        put("child", child.astype(np.int32))
         unigrams = np.asarray(tables["unigrams"], np.float64)
         put("unigrams", np.concatenate([[0.0], np.cumsum(unigrams / unigrams.sum())]))
         contexts = self.kinds
         for n in range(2, self.order + 1):
             sizes = np.asarray(tables[f"{n}.size"]).astype(np.int64)
-            explicit, inner = (
-                _restored(np.asarray(tables[f"{n}.explicit"])),
-                _restored(np.asarray(tables[f"{n}.backoff"])),
-            )
+            explicit = _restored(np.asarray(tables[f"{n}.explicit"]))
             backoff = np.ones(contexts + 1)  # the last is that of no context
-            backoff[:-1][sizes > 0] = inner
+            backoff[:-1][sizes > 0] = _restored(np.asarray(tables[f"{n}.backoff"]))
             context = np.repeat(np.arange(contexts), sizes)
             explicit *= ((1 - backoff[:-1]) / np.maximum(np.bincount(context, explicit, contexts), 1e-30))[context]
             put(f"keys{n}", context * self.kinds + np.asarray(tables[f"{n}.word"]))
@@ -321,7 +317,7 @@ class WordLanguageModel(nn.Module):
         """Characters (R,) just written -> log-probabilities (R, V) of the next ones, and the new state."""
         state = self._follow(tokens, state)
         node = state.node
-        children = self.child[node]  # (R, letters)
+        children = self.child[node].long()  # (R, letters)
         # Words below the node begin with the word that it is itself, then child after child.
         widths = torch.cat([self.is_word[node, None], self.size[children]], 1)
         inside = self.first[node, None] + widths.cumsum(1)
@@ -352,11 +348,12 @@ class WordLanguageModel(nn.Module):
         """The state after these characters (R,)."""
         digit = self.digit[tokens]
         is_letter, is_space = digit >= 0, tokens == self.space
-        after = self.child[state.node, digit.clamp(min=0)]
+        after = self.child[state.node, digit.clamp(min=0)].long()
         node = torch.where(is_letter, after, torch.where(is_space, torch.ones_like(after), state.node))
         code = state.letters % self.base ** (LETTERS - 1) * self.base + digit
         letters = torch.where(is_letter, code, torch.where(is_space, self.base**LETTERS - 1, state.letters))
         spelled = state.spelled + self.spelling[state.letters, digit.clamp(min=0)]
+        spelled = spelled.clamp(min=-500)  # exp of it is still a number; no known word is that unlikely
         spelled = torch.where(is_letter, spelled, torch.where(is_space, torch.zeros_like(spelled), state.spelled))
         history = torch.where(is_space, state.next_history, state.history)
         word = torch.where(self.is_word[node] > 0, self.first[node], self.unknown)
@@ -393,7 +390,6 @@ def _tree(words: list[str], letters: str) -> tuple[np.ndarray, np.ndarray, np.nd
     Node 0 is nowhere (no words, its own child), node 1 the empty beginning; children of none are 0.
     """
     longest = max(map(len, words))
-    digits = np.full((len(words), longest), -1, np.int16)
     raw = np.array(words, dtype=f"S{longest}").view(np.uint8).reshape(len(words), longest)
     table = np.full(256, -1, np.int16)
     table[np.frombuffer(letters.encode("ascii"), np.uint8)] = np.arange(len(letters))

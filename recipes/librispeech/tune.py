@@ -234,7 +234,7 @@ class Tuner:
                 records.append(record)
                 if not any(r is record for r in self.records):
                     self.records.append(record)
-                progress.console.print(describe(point, record), highlight=False)
+                progress.console.print(describe(point, record), highlight=False, soft_wrap=True)
         return records
 
     def _decoded(self, config: DecodingConfig, advance: Callable[[], None]) -> Record:
@@ -259,8 +259,13 @@ class Tuner:
 # --- results ---
 
 
+def written(value: Any) -> str:
+    """As one would write it on the command line."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+
+
 def describe(point: Point, record: Record) -> str:
-    values = " ".join(f"{name}={value:g}" for name, value in point.items())
+    values = " ".join(f"{name}={written(value)}" for name, value in point.items())
     return f"{values}: WER {100 * record['wer']:.2f} %, {record['processor_seconds']:.0f} s"
 
 
@@ -270,7 +275,7 @@ def surface(records: Sequence[Record], names: Sequence[str]) -> Table:
     least, first = min(r["wer"] for r in records), records[0]["processor_seconds"]
     for r in records:
         edits = [str(r[name]) for name in ("substitutions", "deletions", "insertions")]
-        row = [f"{r['decoding'][name]:g}" for name in names]
+        row = [written(r["decoding"][name]) for name in names]
         share = r["processor_seconds"] / first if first else math.nan
         style = "bold" if r["wer"] == least else None
         table.add_row(*row, f"{r['wer']:.2%}", *edits, f"{r['cer']:.2%}", f"{share:.2f} x", style=style)

@@ -178,3 +178,9 @@ def test_on_disk(tables, model, tmp_path):
     (folder / "language_model.yaml").write_text(yaml.safe_dump(settings | {"kind": "oracle"}))
     with pytest.raises(ModelError, match="of kind 'oracle'"):
         load_word_lm(folder)
+
+
+def test_a_word_without_end(model):
+    scores, steps = follow(model, "Q" * 400)
+    assert scores.isfinite().all()
+    assert torch.allclose(steps.exp().sum(1), torch.ones(len(steps)), atol=1e-5)
