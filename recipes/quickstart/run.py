@@ -29,6 +29,7 @@ def main(
     console = Console(highlight=False, soft_wrap=True)
     references = scoring.read_transcripts(audio / "reference.txt", normalize=True)
     recogniser = asr.load_model(model, beam=beam)
+    lm = "with a language model" if recogniser.language_model else "no language model"
     files = [audio / f"{name}.flac" for name in references]
     hypotheses, seconds, work = {}, 0.0, 0.0
     for path, result in recogniser.transcribe_all(files):
@@ -44,7 +45,7 @@ def main(
     console.print(table)
     console.print(
         f"\nTotal: WER {score.wer:.1%}, CER {score.cer:.1%} over {score.reference_words} words; {seconds:.1f} s of "
-        f"audio in {work:.1f} s (model {recogniser.bundle.name}, beam {beam}, no LM)"
+        f"audio in {work:.1f} s (model {recogniser.bundle.name}, beam {beam}, {lm})"
     )
     plot = attention_plot(recogniser, files[0], output / "attention.png")
     console.print(f"""Attention plot: {plot}
