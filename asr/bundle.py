@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asr.config import from_mapping, to_mapping
-from asr.decoding.word_lm import KIND as WORD_NGRAM
-from asr.decoding.word_lm import WordLanguageModel, load_word_lm
 from asr.errors import ConfigError, ModelError
 from asr.frontend import FrontendConfig, LogMel, Normalizer
 from asr.model.language_model import SETTINGS, WEIGHTS, CharLanguageModel, load_language_model, read_settings
 from asr.model.las import ListenAttendSpell, ModelConfig
+from asr.model.word_lm import KIND as WORD_NGRAM
+from asr.model.word_lm import WordLanguageModel, load_word_lm
 from asr.tokenizer import CharTokenizer
 
 __all__ = ["Bundle", "load_any_language_model", "load_bundle", "save_bundle"]

@@ -3,9 +3,9 @@ import torch
 import yaml
 
 from asr.bundle import load_any_language_model, load_bundle
-from asr.decoding.word_lm import WordLanguageModel, estimate, save_word_lm
 from asr.errors import ModelError
 from asr.model.language_model import CharLanguageModel, LanguageModelConfig, save_language_model
+from asr.model.word_lm import WordLanguageModel, estimate, save_word_lm
 from asr.tokenizer import CharTokenizer
 
 

@@ -9,8 +9,8 @@ from toy_speech import speak
 from typer.testing import CliRunner
 
 from asr import cli
-from asr.decoding.word_lm import estimate, save_word_lm
 from asr.errors import AsrError
+from asr.model.word_lm import estimate, save_word_lm
 
 
 @pytest.fixture

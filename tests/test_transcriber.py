@@ -10,8 +10,8 @@ from toy_speech import speak
 
 import asr
 from asr.decoding.beam_search import PRESETS
-from asr.decoding.word_lm import estimate, save_word_lm
 from asr.errors import AudioError, ConfigError, ModelError
+from asr.model.word_lm import estimate, save_word_lm
 from asr.transcriber import find_model, is_silent, pick_device, split_at_pauses
 from asr.writers import Transcript
 

@@ -103,7 +103,7 @@ PRESETS: dict[str, DecodingConfig] = {
     # Without CTC nothing else speaks against EOS; with it a threshold only hinders CTC in ending a loop.
     "beam": DecodingConfig(eos_threshold=0.5, **_GUARDS),
     "beam_ctc": DecodingConfig(ctc_weight=0.5, **_GUARDS),
-    # Tuned on dev-2spk with the model that ships and a word n-gram model (recipes/librispeech/tune.py).
+    # Tuned on half of dev-2spk with the word n-gram model that ships (recipes/language_model/README.md).
     "beam_ctc_lm": DecodingConfig(
         beam=16,
         ctc_weight=0.5,

@@ -1,4 +1,4 @@
-"""Dropout with one random byte an element: on the CPU a quarter of the time of PyTorch's, which draws 4 to 8 bytes."""
+"""Dropout with one random byte an element: on the CPU a quarter of the time of PyTorch's."""
 
 from __future__ import annotations
 

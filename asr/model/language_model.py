@@ -8,7 +8,7 @@ On disk it is a folder with `language_model.safetensors` (fp16) and `language_mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,12 @@ __all__ = [
     "CharLanguageModel",
     "LanguageModelConfig",
     "LanguageModelState",
+    "check_settings",
     "language_model_summary",
     "load_language_model",
     "read_settings",
     "save_language_model",
+    "write_folder",
 ]
 
 FORMAT = 1  # raised when an older reader could not make sense of a newer folder
@@ -124,25 +126,32 @@ def save_language_model(
     Raises:
         AsrError: the folder cannot be written.
     """
-    folder = Path(folder)
-    weights = folder / WEIGHTS
-    partial = weights.with_name(WEIGHTS + ".partial")
     tensors = {name: value.detach().half().cpu().contiguous() for name, value in model.state_dict().items()}
     settings = {
-        "format": FORMAT,
         "kind": KIND,
         "model": to_mapping(model.config),
         "tokenizer": {"characters": tokenizer.characters},
         "training": dict(training),
     }
+    return write_folder(Path(folder), settings, lambda path: save_file(tensors, path))
+
+
+def write_folder(folder: Path, settings: Mapping[str, Any], save: Callable[[Path], None]) -> Path:
+    """Write a language model of whatever kind: its settings, and its weights by `save`.
+
+    Raises:
+        AsrError: the folder cannot be written.
+    """
+    weights = folder / WEIGHTS
+    partial = weights.with_name(WEIGHTS + ".partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial)
+        save(partial)
         partial.replace(weights)
     except (OSError, SafetensorError) as error:
         raise AsrError(f"{weights}: cannot be written ({' '.join(str(error).split())})") from error
     with write_atomically(folder / SETTINGS) as file:
-        yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
+        yaml.safe_dump({"format": FORMAT, **settings}, file, sort_keys=False, allow_unicode=True)
     return folder
 
 
@@ -161,16 +170,11 @@ def load_language_model(
     """
     folder = Path(folder)
     settings = read_settings(folder)
-    if settings.get("kind") != KIND:
-        raise ModelError(f"{folder}: a language model of kind {settings.get('kind')!r}, not {KIND!r}")
+    check_settings(folder, settings, KIND, tokenizer)
     try:
         model = CharLanguageModel(from_mapping(LanguageModelConfig, settings["model"], "model"))
-        characters = settings["tokenizer"]["characters"]
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise _damaged(folder, error) from error
-    wanted = (tokenizer or CharTokenizer()).characters
-    if characters != wanted:
-        raise ModelError(f"{folder}: a language model over other characters ({characters!r}, not {wanted!r})")
     try:
         model.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
     except (SafetensorError, OSError) as error:
@@ -179,6 +183,20 @@ def load_language_model(
         detail = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: weights do not fit {SETTINGS} ({detail})") from error
     return model.eval().to(device)
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any], kind: str, tokenizer: CharTokenizer | None) -> str:
+    """The characters of a language model; ModelError where it is of another kind or about others than wanted."""
+    if settings.get("kind") != kind:
+        raise ModelError(f"{folder}: a language model of kind {settings.get('kind')!r}, not {kind!r}")
+    try:
+        characters = settings["tokenizer"]["characters"]
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder, error) from error
+    wanted = (tokenizer or CharTokenizer()).characters
+    if characters != wanted:
+        raise ModelError(f"{folder}: a language model over other characters ({characters!r}, not {wanted!r})")
+    return str(characters)
 
 
 def language_model_summary(folder: str | Path) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def lstm_by_steps(
 class PackedCell:
     """One step of a trained one-layer LSTM, with weights rounded to fp16 and laid out for small products (FBGEMM).
 
-    Computes in fp32, each row for itself: what it gives does not depend on the other rows. A product of 8 rows, a
-    beam, takes a third of the time; it has to read half as much (recipes/benchmark/decode.py). Model folders hold
-    fp16 weights, so that for them nothing is rounded.
+    Computes in fp32, each row for itself: what it gives does not depend on the other rows. It has to read
+    half as much: a product of 8 rows, a beam, took 0.3 (1536 inputs) to 0.85 (640) of fp32's time on an AVX2 CPU. Model
+    folders hold fp16 weights, so that for them nothing is rounded.
     """
 
     def __init__(self, layer: nn.LSTM) -> None:

@@ -50,7 +50,7 @@ from asr.training.checkpoint import (
     load_checkpoint,
 )
 from asr.training.module import TrainingStoppedError
-from asr.training.run import _differences, _make_writable, _precision, _processes
+from asr.training.run import choose_precision, count_processes, differences, make_writable
 from asr.writers import write_atomically
 
 __all__ = [
@@ -509,10 +509,9 @@ def train(settings: Mapping[str, Any]) -> Path:
     resume = _resume_from(settings, checkpoints, module)
     data = TextData(settings["text"], module.settings, module.tokenizer)
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
-        _make_writable(checkpoints, "output")
-        for old in sorted(checkpoints.glob("step-*.ckpt"))[
-            :-1
-        ]:  # a run that goes on only replaces what it wrote itself
+        make_writable(checkpoints, "output")
+        # A run that goes on only replaces what it wrote itself.
+        for old in sorted(checkpoints.glob("step-*.ckpt"))[:-1]:
             old.unlink()
         with write_atomically(output / "config.yaml") as file:
             yaml.safe_dump(dict(settings), file, sort_keys=False)
@@ -529,12 +528,12 @@ def train(settings: Mapping[str, Any]) -> Path:
         enable_version_counter=False,
         train_time_interval=timedelta(minutes=t["checkpoint_minutes"]),
     )
-    devices, nodes = _processes(t)
+    devices, nodes = count_processes(t)
     trainer = lightning.Trainer(
         accelerator=t["accelerator"],
         devices=devices,
         num_nodes=nodes,
-        precision=_precision(t["precision"]),
+        precision=choose_precision(t["precision"]),
         max_epochs=t["max_epochs"],
         max_steps=t["max_steps"],
         reload_dataloaders_every_n_epochs=1,
@@ -576,6 +575,6 @@ def _resume_from(settings: Mapping[str, Any], checkpoints: Path, module: Languag
     if resume == "never":
         raise ConfigError(f"{checkpoints.parent} holds a run already: resume=auto goes on, or choose another output=")
     saved = load_checkpoint(path)["hyper_parameters"]
-    if keys := _differences(saved["model"], module.hparams["model"]):
+    if keys := differences(saved["model"], module.hparams["model"]):
         raise ConfigError(f"{path}: was trained with another model ({keys}); set that back or choose another output=")
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -31,11 +32,12 @@ def _prepare(config: Any) -> dict[str, Any]:
 
 
 @friendly_errors
-def run_training(config: Any) -> None:
+def run_training(config: Any, trainer: str = "asr.training.run") -> None:
+    """Call `train` of a module, which is imported only once Hydra has found nothing wrong."""
     settings = _prepare(config)
     from asr.training.checkpoint import TrainingInterrupted
-    from asr.training.run import train
 
+    train = import_module(trainer).train
     for part in ("lightning.pytorch", "lightning.fabric"):  # notes, each of them twice, on devices there are not
         logging.getLogger(part).setLevel(logging.WARNING)
     try:

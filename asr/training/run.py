@@ -207,7 +207,7 @@ def train(settings: Mapping[str, Any]) -> Path:
     chosen, best, epochs = _callbacks(settings, module)
     if t["max_steps"] < 0 and t["max_epochs"] % t["validate_every"]:
         log.warning("the last epochs will not be validated: max_epochs is no multiple of validate_every")
-    devices, nodes = _processes(t)
+    devices, nodes = count_processes(t)
     trainer = lightning.Trainer(
         accelerator=t["accelerator"],
         devices=devices,
@@ -216,7 +216,7 @@ def train(settings: Mapping[str, Any]) -> Path:
         strategy=DDPStrategy(find_unused_parameters=module.settings.ctc_only_epochs > 0)
         if devices * nodes > 1
         else "auto",
-        precision=_precision(t["precision"]),
+        precision=choose_precision(t["precision"]),
         max_epochs=t["max_epochs"],
         max_steps=t["max_steps"],
         check_val_every_n_epoch=t["validate_every"],
@@ -356,7 +356,7 @@ def _prepare_disk(settings: Mapping[str, Any], checkpoints: Path, module: LasMod
         ConfigError: a folder cannot be written to, or has too little room.
     """
     output = checkpoints.parent
-    _make_writable(checkpoints, "output")
+    make_writable(checkpoints, "output")
     for kind in ("step-*.ckpt", "epoch-*.ckpt"):  # a run that goes on only replaces what it wrote itself
         for old in sorted(checkpoints.glob(kind))[:-2]:
             old.unlink()
@@ -367,7 +367,7 @@ def _prepare_disk(settings: Mapping[str, Any], checkpoints: Path, module: LasMod
     needs = {output: (max(one, (kept + 1) * one - there), f"about {kept + 1} checkpoints of {_size(one)}", "output")}
     if data.cache_bytes:
         folder, what = data.cache_folder or output, f"features of {data.hours:.1f} h"
-        _make_writable(folder, "corpus.cache_dir")
+        make_writable(folder, "corpus.cache_dir")
         if folder.stat().st_dev == output.stat().st_dev:
             needs[output] = (needs[output][0] + data.cache_bytes, f"{needs[output][1]} and {what}", "output")
         else:
@@ -383,7 +383,7 @@ def _prepare_disk(settings: Mapping[str, Any], checkpoints: Path, module: LasMod
         file.writelines(f"{i}\t{reason}\n" for i, reason in data.dropped)
 
 
-def _make_writable(folder: Path, name: str) -> None:
+def make_writable(folder: Path, name: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -459,7 +459,7 @@ def _data_of(run: Path) -> dict[str, Any]:
     return {"corpora": corpus.get("train"), "dev": corpus.get("dev")}
 
 
-def _processes(settings: Mapping[str, Any]) -> tuple[int, int]:
+def count_processes(settings: Mapping[str, Any]) -> tuple[int, int]:
     """Processes on this machine and machines: what torchrun says, else what the settings say."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", settings["devices"]))
     if "LOCAL_WORLD_SIZE" in os.environ:
@@ -471,13 +471,13 @@ def _start_from(module: LasModule, folder: str) -> None:
     """Take over a model folder's weights and its normalisation, which they were trained with."""
     bundle = load_bundle(find_model(folder))
     if bundle.model.config != module.model.config:
-        difference = _differences(to_mapping(bundle.model.config), to_mapping(module.model.config))
+        difference = differences(to_mapping(bundle.model.config), to_mapping(module.model.config))
         raise ConfigError(f"init_from={folder} has another model ({difference}); give this run the same settings")
     module.model.load_state_dict(bundle.model.state_dict())
     module.normalizer.load_state_dict(bundle.normalizer.state_dict())
 
 
-def _precision(wanted: str) -> Any:
+def choose_precision(wanted: str) -> Any:
     if wanted != "auto":
         return wanted
     if torch.cuda.is_available():
@@ -502,20 +502,20 @@ def _resume_from(settings: Mapping[str, Any], checkpoints: Path) -> Path | None:
     state = load_checkpoint(path)
     module = LasModule.from_settings(settings)
     for part in ("model", "frontend"):
-        keys = _differences(state["hyper_parameters"][part], module.hparams[part])
+        keys = differences(state["hyper_parameters"][part], module.hparams[part])
         if keys:
             raise ConfigError(f"{path}: was trained with other {part} settings ({keys}); set them back or start anew")
     return path
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str:
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str:
     found = []
     for key in sorted({*then, *now}):
         a, b = then.get(key), now.get(key)
         if key == "dropout":
             continue  # no part of the architecture: it may change in mid-run
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found.append(_differences(a, b, f"{prefix}{key}."))
+            found.append(differences(a, b, f"{prefix}{key}."))
         elif a != b:
             found.append(f"{prefix}{key}: {a} -> {b}")
     return ", ".join(f for f in found if f)

@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from asr._exit import friendly_errors
 from asr.corpus.text import PreparedText
-from asr.decoding.word_lm import WordLanguageModel, estimate, save_word_lm
 from asr.errors import ConfigError
 from asr.model.language_model import WEIGHTS
+from asr.model.word_lm import WordLanguageModel, estimate, save_word_lm
 from asr.tokenizer import CharTokenizer
 
 

@@ -8,28 +8,15 @@ A run that was stopped, for whatever reason, goes on when the same command is gi
 Every setting, with what it means: conf/language_model.yaml.
 """
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
-from asr._exit import friendly_errors
-from asr.training.recipe import _prepare
+from asr.training.recipe import run_training
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="language_model")
-@friendly_errors
 def main(config: DictConfig) -> None:
-    settings = _prepare(config)
-    from asr.training.checkpoint import TrainingInterrupted
-    from asr.training.language_model import train
-
-    try:
-        train(settings)
-    except TrainingInterrupted as stop:
-        if str(stop):
-            print(stop, file=sys.stderr)
-        sys.exit(stop.exit_code)
+    run_training(config, "asr.training.language_model")
 
 
 if __name__ == "__main__":

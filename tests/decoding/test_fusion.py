@@ -12,9 +12,9 @@ from torch import Tensor
 
 from asr.decoding.beam_search import DecodingConfig, beam_search
 from asr.decoding.scorers import InternalLmScorer, LanguageModel, LmScorer, SpellerScorer, Step
-from asr.decoding.word_lm import WordLanguageModel, estimate
 from asr.model import ListenAttendSpell
 from asr.model.language_model import CharLanguageModel, LanguageModelConfig
+from asr.model.word_lm import WordLanguageModel, estimate
 from asr.tokenizer import CharTokenizer
 
 TINY = CharTokenizer(" A")

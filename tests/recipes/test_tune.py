@@ -13,8 +13,8 @@ import yaml
 import asr
 from asr.config import to_mapping
 from asr.decoding.beam_search import PRESETS
-from asr.decoding.word_lm import estimate, save_word_lm
 from asr.errors import ConfigError
+from asr.model.word_lm import estimate, save_word_lm
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from asr.decoding import word_lm
-from asr.decoding.word_lm import WordLanguageModel, estimate, load_word_lm, save_word_lm
 from asr.errors import ModelError
+from asr.model import word_lm
+from asr.model.word_lm import WordLanguageModel, estimate, load_word_lm, save_word_lm
 from asr.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()

@@ -33,15 +33,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from asr.errors import AsrError, ModelError
-from asr.model.language_model import FORMAT, SETTINGS, WEIGHTS, read_settings
+from asr.errors import ModelError
+from asr.model.language_model import WEIGHTS, check_settings, read_settings, write_folder
 from asr.tokenizer import CHARACTERS, CharTokenizer
-from asr.writers import write_atomically
 
 __all__ = ["KIND", "WordLanguageModel", "WordState", "estimate", "load_word_lm", "save_word_lm"]
 
@@ -432,19 +430,8 @@ def save_word_lm(
     Raises:
         AsrError: the folder cannot be written.
     """
-    folder = Path(folder)
-    weights = folder / WEIGHTS
-    partial = weights.with_name(WEIGHTS + ".partial")
-    settings = {"format": FORMAT, "kind": KIND, "tokenizer": {"characters": characters}, "training": dict(training)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tables), partial)
-        partial.replace(weights)
-    except (OSError, SafetensorError) as error:
-        raise AsrError(f"{weights}: cannot be written ({' '.join(str(error).split())})") from error
-    with write_atomically(folder / SETTINGS) as file:
-        yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
-    return folder
+    settings = {"kind": KIND, "tokenizer": {"characters": characters}, "training": dict(training)}
+    return write_folder(Path(folder), settings, lambda path: save_file(dict(tables), path))
 
 
 def load_word_lm(folder: str | Path, tokenizer: CharTokenizer | None = None) -> WordLanguageModel:
@@ -454,16 +441,7 @@ def load_word_lm(folder: str | Path, tokenizer: CharTokenizer | None = None) -> 
         ModelError: a file is missing or damaged, or is about other characters than the tokenizer's.
     """
     folder = Path(folder)
-    settings = read_settings(folder)
-    wanted = (tokenizer or CharTokenizer()).characters
-    try:
-        characters = settings["tokenizer"]["characters"]
-        if settings["kind"] != KIND:
-            raise ModelError(f"{folder}: a language model of kind {settings['kind']!r}, not {KIND!r}")
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{folder / SETTINGS}: damaged or not a language model's settings ({error})") from error
-    if characters != wanted:
-        raise ModelError(f"{folder}: a language model over other characters ({characters!r}, not {wanted!r})")
+    characters = check_settings(folder, read_settings(folder), KIND, tokenizer)
     try:
         return WordLanguageModel(load_file(folder / WEIGHTS), characters).eval()
     except (SafetensorError, OSError, KeyError, ValueError, IndexError) as error:
