@@ -1,18 +1,26 @@
-"""The `asr` command: transcribe, score, info."""
+"""The `asr` command: transcribe, listen, score, info."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from asr import __version__
 from asr.errors import AsrError, AudioError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from asr.decoding.beam_search import Hypothesis
+    from asr.transcriber import Transcriber
+    from asr.writers import Segment, Transcript
 
 __all__ = ["app", "main"]
 
@@ -28,11 +36,6 @@ class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
-
-
-class Format(StrEnum):
-    txt = "txt"
-    json = "json"
 
 
 Model = Annotated[str | None, typer.Option(help="Model folder, or the name of one that ships.", show_default="shipped")]
@@ -51,104 +54,199 @@ def options(
     pass
 
 
+Beam = Annotated[
+    int | None,
+    typer.Option(min=1, help="Hypotheses kept in the search; 1 is greedy.", show_default="the model's, else 1"),
+]
+LmWeight = Annotated[
+    float | None,
+    typer.Option(min=0, help="How much the language model counts; 0: not at all.", show_default="the model's"),
+]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")]
+
+
 @app.command(
     epilog="""Examples:
 
     asr transcribe talk.wav
 
-    asr transcribe --beam 8 --format json *.flac > talks.jsonl
+    asr transcribe --format srt,json --words --output-dir subtitles lectures/*.mp3
 
-    asr transcribe --format txt --output-dir texts recordings/*.mp3
+    asr transcribe --recursive --skip-existing --output-dir texts recordings
+
+    ffmpeg -i film.mkv -f wav - | asr transcribe --format vtt - > film.vtt
 """
 )
 def transcribe(
-    audio: Annotated[list[Path], typer.Argument(help="Audio files: WAV, FLAC, MP3, OGG/Opus ...", show_default=False)],
+    audio: Annotated[
+        list[Path],
+        typer.Argument(help="Audio files (WAV, FLAC, MP3, OGG/Opus ...), folders, or - for standard input."),
+    ],
     model: Model = None,
-    beam: Annotated[
-        int | None,
-        typer.Option(min=1, help="Hypotheses kept in the search; 1 is greedy.", show_default="the model's, else 1"),
-    ] = None,
-    lm_weight: Annotated[
-        float | None,
-        typer.Option(min=0, help="How much the language model counts; 0: not at all.", show_default="the model's"),
-    ] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
-    format: Annotated[Format, typer.Option(help="txt: one line a file; json: one object a line.")] = Format.txt,
+    format: Annotated[
+        str, typer.Option(help="txt, json, jsonl, srt, vtt, ctm or trn; with --output-dir several: txt,srt.")
+    ] = "txt",
     output_dir: Annotated[
-        Path | None, typer.Option(help="Write one file each, AUDIO's name with .txt or .json, here.")
+        Path | None, typer.Option(help="Write one file each here, AUDIO's name with the format as suffix.")
     ] = None,
-    words: Annotated[bool, typer.Option("--words", help="With --format json: when each word was said.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out audio whose results are in --output-dir already.")
+    ] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Look into folders of folders, too.")] = False,
+    words: Annotated[bool, typer.Option("--words", help="In json and jsonl: when each word was said.")] = False,
+    nbest: Annotated[int, typer.Option(min=1, help="In json and jsonl: the N best readings of each segment.")] = 1,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw spectrogram and attention of each segment: NAME.START.png.")
+    ] = False,
+    beam: Beam = None,
+    lm_weight: LmWeight = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Segments decoded together; more is faster.")] = 16,
+    vad: Annotated[
+        bool, typer.Option("--vad/--no-vad", help="Leave out what is no speech, or only what is silence.")
+    ] = True,
+    max_segment: Annotated[float, typer.Option(min=1, help="Longest segment, s.")] = 20.0,
+    device: DeviceOption = Device.auto,
+    threads: Threads = None,
 ) -> None:
     """Write down what is said in AUDIO.
 
-    Only results go to standard output, in the order of the files. A file that cannot be read is reported on standard
-    error, the others are transcribed all the same, and the exit code is 2.
+    Audio of any length is cut into segments at pauses. Only results go to standard output, in the order of the files;
+    there, json is one object a line. A file that cannot be read is reported on standard error, the others are
+    transcribed all the same, and the exit code is 2.
     """
-    targets = _targets(audio, output_dir, format.value)
+    from asr.files import find_audio, open_audio, output_paths, parse_formats
+
+    formats = parse_formats(format)
+    files = find_audio(audio, recursive)
+    _check_output_options(formats, len(files), output_dir, skip_existing, nbest)
+    outputs = output_paths(files, output_dir) if output_dir else [Path(file.name).name for file in files]
+    wanted = list(zip(files, outputs, strict=True))
+    if skip_existing:
+        wanted = [(f, o) for f, o in wanted if not all(Path(f"{o}.{suffix}").exists() for suffix in formats)]
+    if not wanted:
+        return
+    sources = [open_audio(file) for file, _ in wanted]
     import torch
 
+    from asr.progress import AudioProgress
+    from asr.segmenter import SegmenterConfig
     from asr.transcriber import load_model
     from asr.writers import get_writer, write_file
 
     if threads:
         torch.set_num_threads(threads)
-    recogniser = load_model(model, device.value, words=words, beam=beam, lm_weight=lm_weight)
-    writer = get_writer("jsonl" if format is Format.json else "txt")
+    recogniser = load_model(
+        model,
+        device.value,
+        batch_size=batch_size,
+        words=not {"txt", "trn"}.issuperset(formats),
+        vad=vad,
+        segmentation=SegmenterConfig(max_duration=max_segment),
+        beam=beam,
+        lm_weight=lm_weight,
+        nbest=nbest if nbest > 1 else None,
+    )
+    if plot:
+        recogniser.on_segment = _plotter(recogniser, {file.name: str(output) for file, output in wanted})
+    to_stdout = get_writer("jsonl" if formats == ["json"] else formats[0])
     failed = False
-    with _progress(len(audio)) as advance:
-        for i, (path, result) in enumerate(recogniser.transcribe_all(audio)):
-            if isinstance(result, AudioError):
-                failed = True
-                _complain(result)
-            elif output_dir:
-                write_file(result, targets[i], format.value)
-            else:
-                writer.write(result, sys.stdout)
-                sys.stdout.flush()
-            advance(path.name)
+    with AudioProgress(sources) as progress:
+        results = recogniser.transcribe_all(sources, [file.name for file, _ in wanted], progress.advance)
+        for (_, output), (_, result) in zip(wanted, results, strict=True):
+            with progress.hidden():
+                if isinstance(result, AudioError):
+                    failed = True
+                    _complain(result)
+                elif output_dir:
+                    for suffix in formats:
+                        write_file(_shown(result, suffix, words), f"{output}.{suffix}", suffix)
+                else:
+                    to_stdout.write(_shown(result, formats[0], words), sys.stdout)
+                    sys.stdout.flush()
     if failed:
         raise typer.Exit(2)
 
 
-def _targets(audio: list[Path], output_dir: Path | None, suffix: str) -> list[Path]:
-    """One output file a source; found out before any work is done whether they can be written."""
-    if output_dir is None:
-        return []
+def _check_output_options(
+    formats: list[str], files: int, output_dir: Path | None, skip_existing: bool, nbest: int
+) -> None:
+    from asr.writers import get_writer
+
+    if not output_dir and skip_existing:
+        raise ConfigError("--skip-existing looks for results in --output-dir; name one")
+    if not output_dir and len(formats) > 1:
+        raise ConfigError(f"--format {','.join(formats)}: several formats need --output-dir")
+    if not output_dir and files > 1 and formats[0] != "json" and not get_writer(formats[0]).appendable:
+        raise ConfigError(f"--format {formats[0]}: a file holds one transcript; several files need --output-dir")
+    if nbest > 1 and not {"json", "jsonl"} & set(formats):
+        raise ConfigError("--nbest: only json and jsonl have room for several readings; add --format json")
+
+
+def _shown(transcript: Transcript, format: str, words: bool) -> Transcript:
+    """The transcript without word times where json was asked for, but they were not."""
+    if words or not format.startswith("json"):
+        return transcript
+    return replace(transcript, segments=tuple(replace(segment, words=()) for segment in transcript.segments))
+
+
+def _plotter(recogniser: Transcriber, outputs: Mapping[str, str]) -> Callable[..., None]:
+    """A drawing of each segment, beside the results of its file."""
+    from asr.plots import plot_attention, save_figure
+
+    if recogniser.bundle.model.config.speller.context != "attention":
+        raise ConfigError(f"--plot: {recogniser.bundle.name} does not attend; its speller's context is fixed")
+    frontend = recogniser.bundle.frontend.config
+
+    def draw(name: str, segment: Segment, best: Hypothesis, frames: torch.Tensor) -> None:
+        if best.attention is None:  # CTC alone has searched
+            return
+        weights, labels = best.attention.numpy(), [character.replace(" ", "_") for character in best.text]
+        log_mel = frames.cpu().numpy()
+        figure = plot_attention(
+            weights, labels, log_mel, frontend.hop, segment.text, segment.start, frontend.sample_rate
+        )
+        save_figure(figure, f"{outputs[name]}.{segment.start:08.2f}.png")
+
+    return draw
+
+
+@app.command(
+    epilog="""Examples:
+
+    asr listen
+
+    asr listen --beam 1 --json | tee notes.jsonl
+"""
+)
+def listen(
+    model: Model = None,
+    input_device: Annotated[
+        str | None, typer.Option(help="Number or name of the microphone.", show_default="the system's")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a segment, with word times.")] = False,
+    beam: Beam = None,
+    lm_weight: LmWeight = None,
+    device: DeviceOption = Device.auto,
+    threads: Threads = None,
+) -> None:
+    """Write down what the microphone hears, each segment when its pause comes. Ctrl-C ends it."""
+    from asr.microphone import blocks
+    from asr.writers import segment_as_dict
+
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    from asr.transcriber import load_model
+
+    recogniser = load_model(model, device.value, words=as_json, beam=beam, lm_weight=lm_weight)
+    number = int(input_device) if input_device and input_device.isdigit() else input_device
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{output_dir}: cannot write there ({error.strerror}); choose another --output-dir"
-        ) from error
-    stems = Counter(path.stem for path in audio)
-    # a.wav and a.mp3, or x/a.wav and y/a.wav, must not overwrite each other.
-    names = [p.stem if stems[p.stem] == 1 else "_".join(p.parts).replace("/", "") for p in audio]
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise ConfigError(f"{repeated[0]}: named more than once; name each file once")
-    return [output_dir / f"{name}.{suffix}" for name in names]
-
-
-class _progress:
-    """A bar on standard error, where that is a terminal and there is more than one file."""
-
-    def __init__(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        disabled = total < 2 or not console.is_terminal
-        self.bar = Progress(*columns, console=console, transient=True, disable=disabled, redirect_stdout=False)
-        self.task = self.bar.add_task("transcribing", total=total)
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        return lambda name: self.bar.update(self.task, advance=1, description=name)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        for segment in recogniser.listen(blocks(recogniser.sample_rate, number)):
+            typer.echo(json.dumps(segment_as_dict(segment), ensure_ascii=False) if as_json else segment.text)
+    except KeyboardInterrupt:
+        return
 
 
 @app.command(epilog="Example:\n\n    asr info --model runs/mini/model")
@@ -235,8 +333,6 @@ def score_command(
     output: Annotated[Path | None, typer.Option(help="Write ref.trn, hyp.trn, wer.txt and wer.json here.")] = None,
 ) -> None:
     """Word and character error rates of HYP against REF."""
-    from dataclasses import asdict
-
     from asr import scoring
     from asr.writers import write_atomically
 

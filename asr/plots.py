@@ -15,7 +15,13 @@ __all__ = ["plot_attention", "save_figure"]
 
 
 def plot_attention(
-    weights: np.ndarray, labels: Sequence[str], log_mel: np.ndarray, hop: float = 0.01, title: str = ""
+    weights: np.ndarray,
+    labels: Sequence[str],
+    log_mel: np.ndarray,
+    hop: float = 0.01,
+    title: str = "",
+    start: float = 0.0,
+    sample_rate: int = 16_000,
 ) -> Figure:
     """Draw attention weights under the spectrogram, on one time axis.
 
@@ -23,18 +29,28 @@ def plot_attention(
         weights: (U, N), one row a character.
         labels: U characters.
         log_mel: (T, n_mels) frames, every `hop` seconds; N encoder states span the same time.
+        start: where the first frame lies in the audio, s.
+        sample_rate: of the audio, Hz; the mel bands reach to half of it.
     """
+    import librosa.display
     from matplotlib.figure import Figure
 
     seconds = len(log_mel) * hop
     height = 2.2 + 0.16 * len(labels)
     figure = Figure(figsize=(min(24.0, max(6.0, 1.6 * seconds)), height), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, max(1.0, 0.16 * len(labels))])
-    top.imshow(log_mel.T, origin="lower", aspect="auto", extent=(0, seconds, 0, log_mel.shape[1]), cmap="magma")
-    top.set_ylabel("mel band")
+    times = start + hop * np.arange(len(log_mel))
+    mel = {"y_axis": "mel", "sr": sample_rate, "cmap": "magma", "ax": top}
+    librosa.display.specshow(log_mel.T, x_coords=times, x_axis="s", **mel)
+    top.set_ylabel("Hz")
     figure.suptitle(title, wrap=True, fontsize=10)
     image = bottom.imshow(
-        weights, aspect="auto", extent=(0, seconds, len(labels), 0), cmap="Greys", vmin=0, interpolation="nearest"
+        weights,
+        aspect="auto",
+        extent=(start, start + seconds, len(labels), 0),
+        cmap="Greys",
+        vmin=0,
+        interpolation="nearest",
     )
     bottom.set_yticks(np.arange(len(labels)) + 0.5, labels, fontsize=7, fontfamily="monospace")
     bottom.set_xlabel("time (s)")

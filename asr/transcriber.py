@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from asr import audio
@@ -19,7 +20,8 @@ from asr.decoding.alignment import Confidence, WordTiming, align_batch, geometri
 from asr.decoding.beam_search import PRESETS, DecodingConfig, Hypothesis, beam_search
 from asr.errors import AudioError, ConfigError, ModelError
 from asr.model.language_model import SETTINGS
-from asr.writers import Segment, Transcript, Word
+from asr.segmenter import Loudness, Segmenter, SegmenterConfig, SileroVad, SpeechDetector, Stretch
+from asr.writers import Alternative, Segment, Transcript, Word
 
 __all__ = [
     "ASSETS",
@@ -29,14 +31,13 @@ __all__ = [
     "find_model",
     "load_model",
     "pick_device",
-    "split_at_pauses",
     "word_settings",
 ]
 
 ASSETS = Path(__file__).parent / "assets"
 DEFAULT_MODEL = "mini"  # a folder of ASSETS
-MAX_SEGMENT = 20.0  # seconds; longer audio is cut at its quietest moments
-SILENCE = 1e-3  # RMS (-60 dB of full scale); where the loudest moment stays below, nobody speaks
+BLOCK_SECONDS = 30.0  # audio read at a time
+BATCHES_AHEAD = 4  # so many batches of segments are collected and sorted by length, so that little of them is padding
 
 
 def find_model(model: str | Path | None = None) -> Path:
@@ -64,21 +65,28 @@ def pick_device(device: str = "auto") -> torch.device:
         raise ConfigError(f"device {device!r}: use auto, cpu or cuda") from None
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A stretch of one source that is decoded as one."""
+@dataclass
+class _Job:
+    """One source on its way to a transcript."""
 
+    source: Any
+    name: str
+    duration: float = 0.0  # s that have been read
+    computing: float = 0.0  # s
+    waiting: int = 0  # pieces that are still to be decoded
+    read: bool = False  # to its end
+    error: AudioError | None = None
+    segments: list[Segment] = field(default_factory=list)
+
+
+@dataclass
+class _Piece:
+    """A stretch of speech of one source that is decoded as one."""
+
+    job: _Job
     start: float  # s
     end: float  # s
-    frames: torch.Tensor | None  # (T, n_mels) normalised; None where there is only silence
-
-
-@dataclass(frozen=True)
-class _Recognised:
-    """What was found in one piece."""
-
-    text: str
-    words: tuple[Word, ...] = ()  # on the source's clock
+    frames: torch.Tensor  # (T, n_mels) normalised
 
 
 class Transcriber:
@@ -87,8 +95,13 @@ class Transcriber:
     Args:
         bundle: the model.
         decoding: how to search; by default the preset `greedy_ctc`, with a language model only if its `lm_weight` asks.
-        batch_seconds: speech decoded together; more is faster and takes more memory.
+        batch_size: segments decoded together, also those of different sources; more is faster and takes more memory.
         words: whether transcripts have word times and confidences, which cost a little more.
+        vad: whether a voice activity detector says where speech is. Otherwise whatever is not silence counts, as it
+            does where the model's sample rate is not the detector's 16 kHz.
+        segmentation: how sources are cut into segments.
+        on_segment: called with the name of the source, each segment that is found in it, its best hypothesis, and its
+            normalised frames (T, n_mels).
 
     Raises:
         ConfigError: a language model is asked for, but the bundle has none.
@@ -99,13 +112,20 @@ class Transcriber:
         self,
         bundle: Bundle,
         decoding: DecodingConfig | None = None,
-        batch_seconds: float = 120.0,
+        *,
+        batch_size: int = 16,
         words: bool = False,
+        vad: bool = True,
+        segmentation: SegmenterConfig | None = None,
+        on_segment: Callable[[str, Segment, Hypothesis, torch.Tensor], None] | None = None,
     ) -> None:
         self.bundle = bundle
         self.decoding = decoding or PRESETS["greedy_ctc"]
-        self.batch_seconds = batch_seconds
+        self.batch_size = batch_size
         self.words = words
+        self.vad = vad and self.sample_rate == SileroVad.sample_rate
+        self.segmentation = segmentation or SegmenterConfig()
+        self.on_segment = on_segment
         self.language_model = bundle.language_model if self.decoding.lm_weight else None
         if self.decoding.lm_weight and self.language_model is None:
             raise ConfigError(
@@ -114,6 +134,10 @@ class Transcriber:
             )
         if words:
             self.timing, self.confidence = word_settings(bundle)
+
+    @property
+    def sample_rate(self) -> int:
+        return self.bundle.frontend.config.sample_rate
 
     @property
     def seconds_per_state(self) -> float:
@@ -139,31 +163,7 @@ class Transcriber:
         """Encoder states (B, N, d), lengths (B,) -> the n best hypotheses of each."""
         return beam_search(self.bundle.model, h, lengths, self.decoding, self.bundle.tokenizer, self.language_model)
 
-    @torch.inference_mode()
-    def _recognise_pieces(self, pieces: Sequence[_Piece]) -> list[_Recognised]:
-        """The best hypothesis of each piece and, where they are wanted, its words on the source's clock."""
-        h, lengths = self.encode([p.frames for p in pieces if p.frames is not None])
-        best = [hypotheses[0] for hypotheses in self.search(h, lengths)]
-        if not self.words:
-            return [_Recognised(b.text) for b in best]
-        words = align_batch(
-            self.bundle.model.ctc(h).log_softmax(-1),
-            lengths,
-            [b.tokens for b in best],
-            self.bundle.tokenizer,
-            self.seconds_per_state,
-            token_scores=[b.token_scores for b in best],
-            attention=[b.attention for b in best],
-            durations=[p.end - p.start for p in pieces],
-            timing=self.timing,
-            confidence=self.confidence,
-        )
-        return [
-            _Recognised(
-                b.text, tuple(replace(w, start=p.start + w.start, end=min(p.start + w.end, p.end)) for w in found)
-            )
-            for b, p, found in zip(best, pieces, words, strict=True)
-        ]
+    # --- sources ---
 
     def transcribe(self, source: Any, name: str | None = None) -> Transcript:
         """One source: a path, bytes, a file object, or an array at the model's sample rate.
@@ -177,61 +177,159 @@ class Transcriber:
         return result
 
     def transcribe_all(
-        self, sources: Iterable[Any], names: Sequence[str] | None = None
+        self,
+        sources: Iterable[Any],
+        names: Sequence[str] | None = None,
+        on_progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[tuple[Any, Transcript | AudioError]]:
-        """Each source with its transcript, or with what is wrong with it, in the order given.
+        """Each source with its transcript, or with what is wrong with it, in the order given and as soon as it is done.
 
-        Sources are read as they are needed and short ones are decoded together.
+        Sources are read block by block as they are needed, however long they are, and segments of many are decoded
+        together. `on_progress` is called with the name of the source that is being read and the seconds of audio that
+        were finished since the last call.
         """
-        waiting: list[tuple[Any, str, float, float, list[_Piece] | AudioError]] = []
-        seconds = 0.0
+        jobs: deque[_Job] = deque()
+        waiting: list[_Piece] = []
+        heard = told = 0.0
+
+        def tell(job: _Job) -> None:
+            nonlocal told
+            if on_progress:
+                on_progress(job.name, heard + job.duration - told)
+            told = heard + job.duration
+
         for i, source in enumerate(sources):
-            began = time.perf_counter()
-            name = names[i] if names else _name(source)
+            job = _Job(source, names[i] if names else _name(source))
+            jobs.append(job)
             try:
-                samples = audio.load(source, self.bundle.frontend.config.sample_rate, name=name)
-                length = len(samples) / self.bundle.frontend.config.sample_rate
-                pieces: list[_Piece] | AudioError = self._pieces(samples)
-                seconds += length
+                for piece in _timed(self._pieces(job), job):
+                    waiting.append(piece)
+                    if len(waiting) >= BATCHES_AHEAD * self.batch_size:
+                        self._decode(waiting)
+                        waiting = []
+                        tell(job)
+                        yield from self._finished(jobs)
             except AudioError as error:
-                length, pieces = 0.0, error
-            waiting.append((source, name, length, time.perf_counter() - began, pieces))
-            if seconds >= self.batch_seconds:
-                yield from self._decoded(waiting)
-                waiting, seconds = [], 0.0
-        yield from self._decoded(waiting)
+                job.error = error
+                waiting = [piece for piece in waiting if piece.job is not job]
+            job.read = True
+            if not waiting:
+                tell(job)
+            heard += job.duration
+            yield from self._finished(jobs)
+        if waiting:
+            self._decode(waiting)
+            tell(_Job(None, job.name))
+        yield from self._finished(jobs)
 
-    def _pieces(self, samples: np.ndarray) -> list[_Piece]:
-        rate = self.bundle.frontend.config.sample_rate
-        pieces = []
-        for start, end in split_at_pauses(samples, rate, MAX_SEGMENT):
-            part = samples[start:end]
-            frames = None if is_silent(part, rate) else self.bundle.encode(torch.from_numpy(np.ascontiguousarray(part)))
-            pieces.append(_Piece(start / rate, end / rate, frames))
-        return pieces
+    def listen(self, blocks: Iterable[audio.Samples]) -> Iterator[Segment]:
+        """Blocks of samples (T,) of one live source -> what was said, segment by segment as pauses end them."""
+        job, segmenter = _Job(None, "audio"), self._segmenter()
+        for block in blocks:
+            yield from self._heard(job, segmenter.feed(block))
+        yield from self._heard(job, segmenter.finish())
 
-    def _decoded(
-        self, waiting: Sequence[tuple[Any, str, float, float, list[_Piece] | AudioError]]
-    ) -> Iterator[tuple[Any, Transcript | AudioError]]:
-        began = time.perf_counter()
-        spoken = [p for *_, pieces in waiting if isinstance(pieces, list) for p in pieces if p.frames is not None]
-        found: dict[int, _Recognised] = {}
-        # Pieces of like length share a batch, so that little of it is padding.
-        order = sorted(spoken, key=lambda p: p.end - p.start)
-        for group in _grouped(order, self.batch_seconds):
-            found.update(zip(map(id, group), self._recognise_pieces(group), strict=True))
-        total = sum(length for _, _, length, _, _ in waiting)
-        share = (time.perf_counter() - began) / total if total else 0.0
-        for source, name, length, reading, pieces in waiting:
-            if isinstance(pieces, AudioError):
-                yield source, pieces
+    def _heard(self, job: _Job, stretches: Sequence[Stretch]) -> Iterator[Segment]:
+        pieces = [self._piece(job, stretch) for stretch in stretches]
+        return (segment for segment in self._recognise_pieces(pieces) if segment.text)
+
+    @cached_property
+    def _detector(self) -> SpeechDetector:
+        return SileroVad() if self.vad else Loudness(self.sample_rate)
+
+    def _segmenter(self) -> Segmenter:
+        return Segmenter(self._detector, self.sample_rate, self.segmentation)
+
+    def _pieces(self, job: _Job) -> Iterator[_Piece]:
+        """The stretches of speech in a source, as it is read."""
+        segmenter = self._segmenter()
+        for block in audio.stream(job.source, self.sample_rate, BLOCK_SECONDS, name=job.name):
+            job.duration += len(block) / self.sample_rate
+            yield from (self._piece(job, stretch) for stretch in segmenter.feed(block))
+        yield from (self._piece(job, stretch) for stretch in segmenter.finish())
+
+    def _piece(self, job: _Job, stretch: Stretch) -> _Piece:
+        job.waiting += 1
+        frames = self.bundle.encode(torch.from_numpy(stretch.samples))
+        return _Piece(job, stretch.start / self.sample_rate, stretch.end / self.sample_rate, frames)
+
+    def _decode(self, pieces: Sequence[_Piece]) -> None:
+        """Recognise the pieces, those of like length together, and hand each its segment."""
+        ordered = sorted(pieces, key=lambda piece: len(piece.frames))
+        for start in range(0, len(ordered), self.batch_size):
+            group = ordered[start : start + self.batch_size]
+            began = time.perf_counter()
+            segments = self._recognise_pieces(group)
+            share = (time.perf_counter() - began) / sum(piece.end - piece.start for piece in group)
+            for piece, segment in zip(group, segments, strict=True):
+                piece.job.computing += share * (piece.end - piece.start)
+                piece.job.waiting -= 1
+                if segment.text:
+                    piece.job.segments.append(segment)
+
+    @torch.inference_mode()
+    def _recognise_pieces(self, pieces: Sequence[_Piece]) -> list[Segment]:
+        """What was said in each piece, on the source's clock."""
+        if not pieces:
+            return []
+        h, lengths = self.encode([piece.frames for piece in pieces])
+        found = self.search(h, lengths)
+        words = self._words(h, lengths, found, pieces) if self.words else [()] * len(pieces)
+        segments = []
+        for piece, hypotheses, spoken in zip(pieces, found, words, strict=True):
+            best = hypotheses[0]
+            ranked = tuple(Alternative(h.text, h.score) for h in hypotheses) if self.decoding.nbest > 1 else ()
+            segment = Segment(piece.start, piece.end, best.text, _mean_confidence(spoken), spoken, ranked)
+            segments.append(segment)
+            if self.on_segment and best.text:
+                self.on_segment(piece.job.name, segment, best, piece.frames)
+        return segments
+
+    def _words(
+        self, h: torch.Tensor, lengths: torch.Tensor, found: list[list[Hypothesis]], pieces: Sequence[_Piece]
+    ) -> list[tuple[Word, ...]]:
+        """The words of the best hypothesis of each piece, on the source's clock."""
+        best = [hypotheses[0] for hypotheses in found]
+        aligned = align_batch(
+            self.bundle.model.ctc(h).log_softmax(-1),
+            lengths,
+            [b.tokens for b in best],
+            self.bundle.tokenizer,
+            self.seconds_per_state,
+            token_scores=[b.token_scores for b in best],
+            attention=[b.attention for b in best],
+            durations=[p.end - p.start for p in pieces],
+            timing=self.timing,
+            confidence=self.confidence,
+        )
+        return [
+            tuple(replace(w, start=p.start + w.start, end=min(p.start + w.end, p.end)) for w in words)
+            for p, words in zip(pieces, aligned, strict=True)
+        ]
+
+    def _finished(self, jobs: deque[_Job]) -> Iterator[tuple[Any, Transcript | AudioError]]:
+        """Take the first jobs off the queue as long as they are done."""
+        while jobs and (jobs[0].error or (jobs[0].read and not jobs[0].waiting)):
+            job = jobs.popleft()
+            if job.error:
+                yield job.source, job.error
                 continue
-            recognised = [(p, found[id(p)]) for p in pieces if id(p) in found]
-            segments = tuple(Segment(p.start, p.end, r.text, _mean_confidence(r.words), r.words) for p, r in recognised)
-            text = " ".join(s.text for s in segments if s.text)
-            confidence = _mean_confidence([word for s in segments for word in s.words])
-            rtf = reading / length + share
-            yield source, Transcript(name, length, text, segments, confidence, self.bundle.name, rtf)
+            segments = tuple(sorted(job.segments, key=lambda segment: segment.start))
+            text = " ".join(segment.text for segment in segments)
+            confidence = _mean_confidence([word for segment in segments for word in segment.words])
+            factor = job.computing / job.duration
+            yield job.source, Transcript(job.name, job.duration, text, segments, confidence, self.bundle.name, factor)
+
+
+def _timed(pieces: Iterator[_Piece], job: _Job) -> Iterator[_Piece]:
+    """The pieces, and the time that finding them takes added to the job's."""
+    while True:
+        began = time.perf_counter()
+        piece = next(pieces, None)
+        job.computing += time.perf_counter() - began
+        if piece is None:
+            return
+        yield piece
 
 
 def word_settings(bundle: Bundle) -> tuple[WordTiming, Callable[[Sequence[float]], float]]:
@@ -258,45 +356,6 @@ def _mean_confidence(words: Sequence[Word]) -> float | None:
 
 def _name(source: Any) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else "audio"
-
-
-def _grouped(pieces: Sequence[_Piece], seconds: float) -> Iterator[list[_Piece]]:
-    group: list[_Piece] = []
-    for piece in pieces:
-        if group and (len(group) + 1) * (piece.end - piece.start) > seconds:
-            yield group
-            group = []
-        group.append(piece)
-    if group:
-        yield group
-
-
-def _levels(samples: np.ndarray, width: int) -> np.ndarray:
-    """Mean power of each `width` samples of (T,); the rest at the end, if any, makes one more."""
-    power = np.square(samples, dtype=np.float64)
-    return np.add.reduceat(power, np.arange(0, len(power), width)) / width if len(power) else power
-
-
-def is_silent(samples: np.ndarray, sample_rate: int) -> bool:
-    """Whether no 25 ms stretch of (T,) samples is louder than SILENCE."""
-    return bool(_levels(samples, sample_rate // 40).max(initial=0.0) < SILENCE**2)
-
-
-def split_at_pauses(samples: np.ndarray, sample_rate: int, longest: float = MAX_SEGMENT) -> list[tuple[int, int]]:
-    """Cut (T,) samples into pieces of at most `longest` seconds, each cut in the quietest 0.2 s of its last half.
-
-    Returns (start, end) in samples; the pieces follow each other without a gap.
-    """
-    limit, step = int(longest * sample_rate), sample_rate // 100
-    pieces, start = [], 0
-    while len(samples) - start > limit:
-        first = start + limit // 2
-        level = np.convolve(_levels(samples[first : start + limit], step), np.ones(20), "valid")
-        cut = first + (int(level.argmin()) + 10) * step
-        pieces.append((start, cut))
-        start = cut
-    pieces.append((start, len(samples)))
-    return pieces
 
 
 def choose_decoding(bundle: Bundle, **settings: Any) -> DecodingConfig:
@@ -326,14 +385,21 @@ def choose_decoding(bundle: Bundle, **settings: Any) -> DecodingConfig:
 
 
 def load_model(
-    path: str | Path | None = None, device: str = "auto", words: bool = False, **decoding: Any
+    path: str | Path | None = None,
+    device: str = "auto",
+    *,
+    batch_size: int = 16,
+    words: bool = False,
+    vad: bool = True,
+    segmentation: SegmenterConfig | None = None,
+    **decoding: Any,
 ) -> Transcriber:
     """Load a model folder, or the model that ships.
 
     Args:
         path: folder with `model.safetensors` and `config.yaml`, or the name of a model that ships.
         device: auto, cpu or cuda.
-        words: whether transcripts have word times and confidences.
+        batch_size, words, vad, segmentation: see `Transcriber`.
         decoding: settings of `asr.decoding.beam_search.DecodingConfig`, such as `beam=8` or, to leave out the model's
             language model, `lm_weight=0`; the others are as `choose_decoding` says.
 
@@ -342,4 +408,5 @@ def load_model(
         ConfigError: a setting cannot work.
     """
     bundle = load_bundle(find_model(path), pick_device(device))
-    return Transcriber(bundle, choose_decoding(bundle, **decoding), words=words)
+    search = choose_decoding(bundle, **decoding)
+    return Transcriber(bundle, search, batch_size=batch_size, words=words, vad=vad, segmentation=segmentation)

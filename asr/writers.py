@@ -22,6 +22,7 @@ from asr.errors import AsrError, ConfigError
 
 __all__ = [
     "WRITERS",
+    "Alternative",
     "Segment",
     "Transcript",
     "Word",
@@ -29,6 +30,7 @@ __all__ = [
     "as_dict",
     "file_id",
     "get_writer",
+    "segment_as_dict",
     "write_atomically",
     "write_file",
 ]
@@ -48,6 +50,14 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """One of the n best readings of a segment."""
+
+    text: str
+    score: float  # only to be compared within a segment
+
+
+@dataclass(frozen=True)
 class Segment:
     """A stretch of speech."""
 
@@ -56,6 +66,7 @@ class Segment:
     text: str
     confidence: float | None = None  # 0..1
     words: tuple[Word, ...] = ()  # empty: their times are not known
+    nbest: tuple[Alternative, ...] = ()  # the best first; empty: not asked for
 
 
 @dataclass(frozen=True)
@@ -73,33 +84,38 @@ class Transcript:
 
 def as_dict(transcript: Transcript) -> dict[str, Any]:
     """The JSON form; times are rounded to 1 ms, confidences and the real-time factor to 4 digits."""
-
-    def number(value: float | None, digits: int) -> float | None:
-        return round(value, digits) if value is not None and math.isfinite(value) else None  # JSON knows no NaN
-
-    def times(part: Word | Segment) -> dict[str, Any]:
-        return {"start": number(part.start, 3), "end": number(part.end, 3)}
-
     return {
         "audio": transcript.audio,
-        "duration": number(transcript.duration, 3),
+        "duration": _number(transcript.duration, 3),
         "text": transcript.text,
-        "confidence": number(transcript.confidence, 4),
-        "segments": [
-            {
-                **times(segment),
-                "text": segment.text,
-                "confidence": number(segment.confidence, 4),
-                "words": [
-                    {"word": word.word, **times(word), "confidence": number(word.confidence, 4)}
-                    for word in segment.words
-                ],
-            }
-            for segment in transcript.segments
-        ],
+        "confidence": _number(transcript.confidence, 4),
+        "segments": [segment_as_dict(segment) for segment in transcript.segments],
         "model": transcript.model,
-        "real_time_factor": number(transcript.real_time_factor, 4),
+        "real_time_factor": _number(transcript.real_time_factor, 4),
     }
+
+
+def segment_as_dict(segment: Segment) -> dict[str, Any]:
+    """The JSON form of a segment."""
+    found = {
+        **_times(segment),
+        "text": segment.text,
+        "confidence": _number(segment.confidence, 4),
+        "words": [
+            {"word": word.word, **_times(word), "confidence": _number(word.confidence, 4)} for word in segment.words
+        ],
+    }
+    if segment.nbest:
+        found["nbest"] = [{"text": n.text, "score": _number(n.score, 4)} for n in segment.nbest]
+    return found
+
+
+def _number(value: float | None, digits: int) -> float | None:
+    return round(value, digits) if value is not None and math.isfinite(value) else None  # JSON knows no NaN
+
+
+def _times(part: Word | Segment) -> dict[str, Any]:
+    return {"start": _number(part.start, 3), "end": _number(part.end, 3)}
 
 
 def file_id(audio: str) -> str:

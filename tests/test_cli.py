@@ -1,6 +1,9 @@
+import io
 import json
+import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ def run(toy_bundle, capsys, monkeypatch):
 
     def call(*arguments):
         arguments = [str(a) for a in arguments]
-        if arguments[0] in ("transcribe", "info") and "--model" not in arguments:
+        if arguments[0] in ("transcribe", "listen", "info") and "--model" not in arguments:
             arguments += ["--model", str(toy_bundle)]
         monkeypatch.setattr(sys, "argv", ["asr", *arguments])
         try:
@@ -97,6 +100,201 @@ def test_files_of_one_name_do_not_overwrite_each_other(run, tmp_path):
     assert "named more than once" in err
 
 
+def test_several_formats_at_once(run, files, tmp_path):
+    out = tmp_path / "out"
+    assert run("transcribe", "--format", "txt,json,srt,vtt,ctm,trn,jsonl", "--output-dir", out, files[0])[:2] == (0, "")
+    assert sorted(p.name for p in out.iterdir()) == [
+        f"A.{f}" for f in ("ctm", "json", "jsonl", "srt", "trn", "txt", "vtt")
+    ]
+    text = (out / "A.txt").read_text().strip()
+    assert json.loads((out / "A.json").read_text()) == json.loads((out / "A.jsonl").read_text())
+    assert (out / "A.trn").read_text() == f"{text} (A)\n"
+    assert [line.split()[4] for line in (out / "A.ctm").read_text().splitlines()] == text.split()
+
+
+def test_subtitles_parse_with_readers_that_are_not_ours(run, files, tmp_path):
+    pysrt = pytest.importorskip("pysrt")
+    webvtt = pytest.importorskip("webvtt")
+    run("transcribe", "--format", "srt,vtt,txt", "--output-dir", tmp_path, files[0])
+    text = (tmp_path / "A.txt").read_text().split()
+    subtitles = pysrt.open(str(tmp_path / "A.srt"))
+    assert [word for cue in subtitles for word in cue.text.split()] == text
+    captions = webvtt.read(tmp_path / "A.vtt")
+    assert [word for cue in captions for word in cue.text.split()] == text
+    seconds = soundfile.info(files[0]).duration
+    assert all(0 <= cue.start.ordinal < cue.end.ordinal <= 1000 * seconds for cue in subtitles)
+    assert [(cue.start, cue.end) for cue in captions] == [
+        (str(cue.start).replace(",", "."), str(cue.end).replace(",", ".")) for cue in subtitles
+    ]
+
+
+def test_json_has_the_keys_and_words_only_where_asked_for(run, files):
+    for flags in ((), ("--words",)):
+        result = json.loads(run("transcribe", "--format", "json", *flags, files[0])[1])
+        assert list(result) == ["audio", "duration", "text", "confidence", "segments", "model", "real_time_factor"]
+        assert 0 <= result["confidence"] <= 1
+        (segment,) = result["segments"]
+        assert list(segment) == ["start", "end", "text", "confidence", "words"]
+        assert [list(word) for word in segment["words"][:1]] == [["word", "start", "end", "confidence"]] * len(flags)
+        assert [word["word"] for word in segment["words"]] == (segment["text"].split() if flags else [])
+
+
+def test_nbest(run, files):
+    result = json.loads(run("transcribe", "--format", "json", "--beam", "3", "--nbest", "2", files[0])[1])
+    (segment,) = result["segments"]
+    assert segment["nbest"][0]["text"] == segment["text"]
+    assert len(segment["nbest"]) == 2
+
+
+def test_standard_input(run, files, monkeypatch):
+    expected = run("transcribe", files[0])[1]
+    for data, code in ((files[0].read_bytes(), 0), (b"", 2), (b"no audio at all", 2)):
+        stdin = io.TextIOWrapper(io.BufferedReader(_Pipe(data)))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        result = run("transcribe", "-")
+        assert result[0] == code
+        if code:
+            assert result[2].startswith("error: stdin: ")
+        else:
+            assert result[1] == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(files[0].read_bytes())))
+    assert json.loads(run("transcribe", "-", "--format", "json")[1])["audio"] == "stdin"
+
+
+class _Pipe(io.RawIOBase):
+    """Bytes that cannot seek."""
+
+    def __init__(self, data):
+        self.data = io.BytesIO(data)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self.data.readinto(buffer)
+
+
+def test_folders(run, files, tmp_path):
+    below = tmp_path / "talks" / "monday"
+    below.mkdir(parents=True)
+    files[0].rename(below.parent / "B.flac")
+    files[1].rename(below / "C.FLAC")
+    (below / "notes.txt").write_text("not audio")
+    assert run("transcribe", below.parent)[1].count("\n") == 1
+    assert run("transcribe", "--recursive", below.parent)[1].count("\n") == 2
+    out = tmp_path / "out"
+    run("transcribe", "--recursive", "--output-dir", out, below.parent)
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*.txt")) == ["B.txt", "monday/C.txt"]
+    (tmp_path / "none").mkdir()
+    assert run("transcribe", tmp_path / "none") == (
+        2, "", f"error: {tmp_path / 'none'}: no audio files in this folder; try --recursive\n",
+    )  # fmt: skip
+
+
+def test_skip_existing(run, files, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run("transcribe", "--output-dir", out, files[0])
+    before = (out / "A.txt").stat()
+    assert run("transcribe", "--skip-existing", "--output-dir", out, *files)[0] == 0
+    assert (out / "A.txt").stat().st_mtime_ns == before.st_mtime_ns
+    assert (out / "C.txt").exists()
+    run("transcribe", "--skip-existing", "--output-dir", out, "--format", "txt,srt", *files)  # srt is missing
+    assert (out / "A.srt").exists()
+    monkeypatch.setattr("asr.transcriber.load_model", None)  # nothing to do: no model is loaded
+    assert run("transcribe", "--skip-existing", "--output-dir", out, *files) == (0, "", "")
+
+
+def test_plot(run, files, tmp_path):
+    run("transcribe", "--plot", "--output-dir", tmp_path / "out", files[0])
+    (picture,) = (tmp_path / "out").glob("*.png")
+    assert re.fullmatch(r"A\.\d{5}\.\d\d\.png", picture.name)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--format", "doc"), "no output format 'doc'; there are txt, json"),
+        (("--format", ""), "no output format ''"),
+        (("--format", "txt,srt"), "several formats need --output-dir"),
+        (("--format", "srt"), "several files need --output-dir"),
+        (("--skip-existing",), "--skip-existing looks for results in --output-dir; name one"),
+        (("--nbest", "3"), "only json and jsonl have room"),
+        (("--format", "json", "--beam", "2", "--nbest", "3"), "nbest must be 1 .. beam (2), got 3"),
+        (("-", "-"), "standard input can be read once only"),
+    ],
+)
+def test_options_that_cannot_work(run, files, options, message):
+    code, out, err = run("transcribe", *options, *files)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_vad_can_be_turned_off(run, files, monkeypatch):
+    def absent(*_):
+        raise AssertionError("the detector is not wanted")
+
+    monkeypatch.setattr("asr.transcriber.SileroVad.__init__", absent)
+    assert run("transcribe", "--no-vad", files[0])[0] == 0
+
+
+@pytest.fixture
+def microphone(monkeypatch):
+    """A sounddevice that hears toy speech and then Ctrl-C."""
+    samples = np.concatenate([speak("ABLE BIRD"), np.zeros(16000, np.float32), speak("CAVE"), np.zeros(1600)])
+
+    class InputStream:
+        def __init__(self, samplerate, blocksize, device, channels, dtype, callback):
+            if device == "broken":
+                raise ValueError("No input device matching 'broken'")
+            assert (samplerate, channels, dtype) == (16000, 1, "float32")
+            for start in range(0, len(samples), blocksize):
+                callback(samples[start : start + blocksize, None].astype(np.float32), blocksize, None, None)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    class SimpleQueue:
+        def __init__(self):
+            self.items = []
+
+        def put(self, item):
+            self.items.append(item)
+
+        def get(self):
+            if not self.items:
+                raise KeyboardInterrupt
+            return self.items.pop(0)
+
+    fake = types.ModuleType("sounddevice")
+    fake.InputStream, fake.PortAudioError = InputStream, OSError
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    monkeypatch.setattr("queue.SimpleQueue", SimpleQueue)
+    return samples
+
+
+def test_listen(run, microphone, tmp_path):
+    soundfile.write(tmp_path / "same.wav", microphone, 16000, subtype="FLOAT")
+    segments = json.loads(run("transcribe", "--format", "json", "--words", tmp_path / "same.wav")[1])["segments"]
+    code, out, err = run("listen")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [segment["text"] for segment in segments]
+    assert [json.loads(line) for line in run("listen", "--json")[1].splitlines()] == segments
+    code, out, err = run("listen", "--input-device", "broken")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: microphone: No input device matching 'broken'")
+
+
+def test_listen_without_its_extra(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert run("listen") == (2, "", "error: listening needs the extra `listen`: pip install 'asr[listen]'\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -163,7 +361,7 @@ def test_the_language_model(run, toy_bundle, files):
     assert "word n-gram" in run("info")[1]
 
 
-@pytest.mark.parametrize("command", [(), ("transcribe",), ("score",), ("info",)])
+@pytest.mark.parametrize("command", [(), ("transcribe",), ("listen",), ("score",), ("info",)])
 def test_help_has_examples(command):
     result = CliRunner().invoke(cli.app, [*command, "--help"])
     assert result.exit_code == 0

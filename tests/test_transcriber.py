@@ -1,6 +1,6 @@
 import io
+import tracemalloc
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +12,9 @@ import asr
 from asr.decoding.beam_search import PRESETS
 from asr.errors import AudioError, ConfigError, ModelError
 from asr.model.word_lm import estimate, save_word_lm
-from asr.transcriber import find_model, is_silent, pick_device, split_at_pauses
-from asr.writers import Transcript
+from asr.segmenter import SegmenterConfig
+from asr.transcriber import BATCHES_AHEAD, BLOCK_SECONDS, find_model, pick_device
+from asr.writers import Segment, Transcript
 
 
 @pytest.fixture
@@ -40,7 +41,8 @@ def test_many_sources_keep_their_order_and_equal_one_by_one(recogniser, tmp_path
     texts = ["ABLE", "BIRD CAVE DUNE ECHO", "FISH GOLD", "HAND ABLE"]
     sources = [speak(text, i) for i, text in enumerate(texts)]
     sources.insert(2, tmp_path / "missing.wav")
-    recogniser.batch_seconds = 3.0
+    recogniser.batch_size = 1
+    assert len(sources) > BATCHES_AHEAD
     results = list(recogniser.transcribe_all(sources))
     assert [source is given for (source, _), given in zip(results, sources, strict=True)] == [True] * 5
     assert isinstance(results[2][1], AudioError)
@@ -58,36 +60,163 @@ def test_silence_is_an_empty_transcript_not_an_error(recogniser, samples):
     assert result.duration == len(samples) / 16000
 
 
-def test_silence_is_told_from_a_soft_voice():
-    assert is_silent(np.zeros(10, np.float32), 16000)
-    assert not is_silent(0.02 * speak("A"), 16000)
-    click = np.zeros(16000, np.float32)
-    click[8000] = 1.0
-    assert not is_silent(click, 16000)
+def test_a_segment_for_each_stretch_of_speech(toy_bundle):
+    recogniser = asr.load_model(toy_bundle, "cpu", words=True)
+    pause = np.zeros(16000, np.float32)
+    first, second = speak("ABLE BIRD"), speak("CAVE", 1)
+    result = recogniser.transcribe(np.concatenate([pause, first, pause, second, pause]))
+    assert len(result.segments) == 2
+    for segment, start, samples in zip(result.segments, (1.0, 2.0 + len(first) / 16000), (first, second), strict=True):
+        assert start - 0.25 <= segment.start <= start + 0.3
+        assert segment.end <= start + len(samples) / 16000 + 0.25
+        assert all(segment.start <= word.start < word.end <= segment.end for word in segment.words)
+        assert 0 <= segment.confidence <= 1
+    assert result.text == " ".join(segment.text for segment in result.segments)
 
 
-def test_long_audio_is_cut_in_its_pauses():
-    rate = 16000
-    rng = np.random.default_rng(0)
-    samples = rng.normal(0, 0.1, 50 * rate).astype(np.float32)
-    samples[15 * rate : int(15.5 * rate)] = 0
-    samples[28 * rate : int(28.5 * rate)] = 0
-    pieces = split_at_pauses(samples, rate, 20.0)
-    assert pieces[0][0] == 0
-    assert pieces[-1][1] == len(samples)
-    assert all(a[1] == b[0] for a, b in pairwise(pieces))
-    assert all(end - start <= 20 * rate for start, end in pieces)
-    assert 15 <= pieces[0][1] / rate <= 15.5
-    assert 28 <= pieces[1][1] / rate <= 28.5
-    assert split_at_pauses(samples[: 20 * rate], rate, 20.0) == [(0, 20 * rate)]
+def test_the_longest_segment_is_a_setting(toy_bundle):
+    samples = np.tile(speak("ABLE BIRD CAVE"), 6)
+    lengths = {}
+    for longest in (3.0, 20.0):
+        recogniser = asr.load_model(toy_bundle, "cpu", segmentation=SegmenterConfig(max_duration=longest))
+        segments = recogniser.transcribe(samples).segments
+        lengths[longest] = len(segments)
+        assert max(s.end - s.start for s in segments) <= longest
+    assert lengths[3.0] > lengths[20.0]
 
 
-def test_long_audio_has_a_segment_for_each_piece(recogniser):
-    result = recogniser.transcribe(np.tile(speak("ABLE BIRD CAVE"), 18))
-    assert result.duration > 20
-    assert len(result.segments) >= 2
-    assert result.segments[-1].end == pytest.approx(result.duration)
-    assert result.text == " ".join(segment.text for segment in result.segments if segment.text)
+def _lecture(path, minutes):
+    """A file of toy speech, written block by block."""
+    part = np.concatenate([speak("ABLE BIRD"), np.zeros(16000, np.float32), speak("CAVE DUNE"), np.zeros(9000)])
+    with soundfile.SoundFile(path, "w", 16000, 1) as file:
+        while file.frames < minutes * 60 * 16000:
+            file.write(part)
+    return path
+
+
+def test_long_audio_is_never_whole_in_memory(recogniser, tmp_path, monkeypatch):
+    recogniser.batch_size = 2
+    monkeypatch.setattr(recogniser, "_recognise_pieces", lambda pieces: [Segment(p.start, p.end, "A") for p in pieces])
+    peaks = {}
+    for minutes in (2, 8):
+        path = _lecture(tmp_path / f"{minutes}.wav", minutes)
+        tracemalloc.start()
+        result = recogniser.transcribe(path)
+        peaks[minutes] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert result.duration == pytest.approx(soundfile.info(path).duration)
+        assert len(result.segments) > 20 * minutes
+    assert peaks[8] < 1.3 * peaks[2] < 8 * 60 * 16000 * 4  # NumPy reports its arrays to tracemalloc
+
+
+def test_results_come_as_soon_as_they_are_there(recogniser, tmp_path):
+    recogniser.batch_size = 1
+    read = []
+
+    def sources():
+        for i in range(4):
+            read.append(i)
+            yield _lecture(tmp_path / f"{i}.wav", 0.15)
+
+    told = []
+    seen = []
+    for _, result in recogniser.transcribe_all(sources(), list("abcd"), lambda *a: told.append(a)):
+        seen.append((result.audio, len(read)))
+    assert [name for name, _ in seen] == ["a", "b", "c", "d"]
+    assert seen[0][1] < 4
+    assert sum(seconds for _, seconds in told) == pytest.approx(4 * soundfile.info(tmp_path / "0.wav").duration)
+    assert {name for name, _ in told} == {"a", "b", "c", "d"}
+
+
+def test_a_file_that_breaks_off_costs_only_its_own_result(recogniser, tmp_path):
+    long = _lecture(tmp_path / "long.flac", 2 * BLOCK_SECONDS / 60)
+    long.write_bytes(long.read_bytes()[: int(0.9 * long.stat().st_size)])
+    short = speak("GOLD")
+    results = [result for _, result in recogniser.transcribe_all([short, long, short])]
+    assert results[0].text == results[2].text == recogniser.transcribe(short).text
+    assert isinstance(results[1], AudioError)
+    assert "long.flac: damaged or truncated" in str(results[1])
+
+
+def test_listening_gives_segments_as_pauses_end_them(recogniser):
+    samples = np.concatenate([speak("ABLE BIRD"), np.zeros(16000, np.float32), speak("CAVE", 1)])
+    fed = []
+
+    def blocks():
+        for start in range(0, len(samples), 1600):
+            fed.append(start)
+            yield samples[start : start + 1600]
+
+    heard = [(segment, len(fed)) for segment in recogniser.listen(blocks())]
+    expected = recogniser.transcribe(samples).segments
+    assert [segment for segment, _ in heard] == list(expected)
+    assert heard[0][1] < len(samples) / 1600 - 5
+
+
+def test_the_n_best_readings_of_a_segment(toy_bundle):
+    recogniser = asr.load_model(toy_bundle, "cpu", beam=4, nbest=3)
+    (segment,) = recogniser.transcribe(speak("ABLE BIRD")).segments
+    assert 1 < len(segment.nbest) <= 3
+    assert segment.nbest[0].text == segment.text
+    scores = [reading.score for reading in segment.nbest]
+    assert scores == sorted(scores, reverse=True)
+    assert len({reading.text for reading in segment.nbest}) == len(segment.nbest)
+    with pytest.raises(ConfigError, match="nbest"):
+        asr.load_model(toy_bundle, "cpu", beam=2, nbest=3)
+
+
+RATE, SECONDS = 16_000, 6
+TIME = np.arange(RATE * SECONDS) / RATE
+
+
+def _music():
+    """Chords of decaying strings."""
+    rng, sound = np.random.default_rng(0), np.zeros(len(TIME))
+    for start in range(0, len(TIME), RATE // 2):
+        passed = TIME[: len(TIME) - start]
+        for pitch in rng.choice([220, 262, 294, 330, 392, 440, 523], 3, False):
+            sound[start:] += sum(np.sin(2 * np.pi * pitch * k * passed) / k for k in range(1, 8)) * np.exp(-3 * passed)
+    return 0.5 * sound / np.abs(sound).max()
+
+
+def _clicks():
+    sound = np.zeros(len(TIME))
+    sound[np.random.default_rng(0).integers(0, len(TIME), 30)] = 0.9
+    return sound
+
+
+NOT_SPEECH = {
+    "silence": np.zeros(len(TIME)),
+    "white noise": np.random.default_rng(0).normal(0, 0.1, len(TIME)),
+    "loud white noise": np.random.default_rng(1).normal(0, 0.3, len(TIME)),
+    "hum": 0.3 * np.sin(2 * np.pi * 50 * TIME) + 0.1 * np.sin(2 * np.pi * 150 * TIME),
+    "tone": 0.3 * np.sin(2 * np.pi * 440 * TIME),
+    "clicks": _clicks(),
+    "music": _music(),
+}
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return asr.load_model(device="cpu", beam=1)
+
+
+@pytest.mark.parametrize("kind", NOT_SPEECH)
+def test_what_is_no_speech_gives_no_words(real_vad, shipped, kind):
+    result = shipped.transcribe(NOT_SPEECH[kind].astype(np.float32))
+    assert (result.text, result.segments) == ("", ())
+    assert result.duration == SECONDS
+
+
+def test_speech_amid_noise_and_music_is_found(real_vad, shipped):
+    path = find_model().parents[2] / "recipes/quickstart/audio/garden.flac"
+    voice = soundfile.read(path, dtype="float32")[0]
+    alone = shipped.transcribe(voice)
+    assert "GARDEN" in alone.text
+    around = [NOT_SPEECH[kind].astype(np.float32) for kind in ("white noise", "music")]
+    result = shipped.transcribe(np.concatenate([around[0], np.zeros(RATE, np.float32), voice, *around[1:]]))
+    assert "GARDEN" in result.text
+    assert all(s.start > SECONDS and s.end < SECONDS + 1 + len(voice) / RATE + 0.5 for s in result.segments)
 
 
 def test_models_and_devices_that_are_not_there():

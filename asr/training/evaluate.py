@@ -57,7 +57,7 @@ def decode(settings: Mapping[str, Any]) -> Score:
     bundle = load_bundle(find_model(settings["model_dir"]), pick_device(settings["device"]))
     if settings.get("language_model"):
         bundle.language_model_path = Path(settings["language_model"])
-    recogniser = Transcriber(bundle, decoding, settings["batch_seconds"])
+    recogniser = Transcriber(bundle, decoding)
     cuts = sorted(load_cuts(settings["corpus"]["manifests"], settings["corpus"]["decode"]), key=lambda c: c.duration)
     if not cuts:
         raise CorpusError(f"{settings['corpus']['manifests']}: no utterances to decode")

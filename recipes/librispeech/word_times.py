@@ -294,7 +294,7 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     decoding = from_mapping(DecodingConfig, settings["decoding"], "decoding")
     folder = find_model(settings["model_dir"])
     bundle = load_bundle(folder, pick_device(settings["device"]))
-    recogniser = Transcriber(bundle, decoding, settings["batch_seconds"])
+    recogniser = Transcriber(bundle, decoding)
     timing, confidence = word_settings(bundle)
     output = Path(settings["output"]).resolve()
     output.mkdir(parents=True, exist_ok=True)

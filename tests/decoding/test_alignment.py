@@ -261,7 +261,7 @@ def test_words_on_the_command_line(toy_bundle, tmp_path, monkeypatch, capsys):
         assert not stop.value.code
         (segments[bool(words)],) = json.loads(capsys.readouterr().out)["segments"]
     assert segments[False]["words"] == []
-    assert segments[False]["confidence"] is None
+    assert segments[False]["confidence"] == segments[True]["confidence"]
     assert " ".join(w["word"] for w in segments[True]["words"]) == " ".join(segments[True]["text"].split()) != ""
     assert all(0 <= w["start"] <= w["end"] <= segments[True]["end"] for w in segments[True]["words"])
     assert 0 <= segments[True]["confidence"] <= 1

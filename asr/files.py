@@ -1,0 +1,112 @@
+"""Which audio to read and which files to write: what people name on the command line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from asr.errors import AudioError, ConfigError
+from asr.writers import get_writer
+
+__all__ = ["STDIN", "AudioFile", "find_audio", "open_audio", "output_paths", "parse_formats"]
+
+STDIN = Path("-")
+# What libsndfile reads. A file that is named is read whatever its suffix; these are looked for in folders.
+SUFFIXES = frozenset(
+    (".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".nist", ".oga", ".ogg", ".opus", ".rf64", ".snd",
+     ".sph", ".w64", ".wav")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """An audio file that was named, or found in a folder that was."""
+
+    path: Path  # or STDIN
+    below: Path = Path()  # its folder, seen from the one that was named
+
+    @property
+    def name(self) -> str:
+        return "stdin" if self.path == STDIN else str(self.path)
+
+
+def find_audio(named: Iterable[Path], recursive: bool = False) -> list[AudioFile]:
+    """The files in order; a folder stands for the audio files in it, or with `recursive` also for those further down.
+
+    Raises:
+        ConfigError: a folder holds none, or standard input is named twice.
+    """
+    files: list[AudioFile] = []
+    for path in named:
+        if not path.is_dir() or path == STDIN:
+            files.append(AudioFile(path))
+            continue
+        inside = sorted(p for p in path.glob("**/*" if recursive else "*") if p.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise ConfigError(f"{path}: no audio files in this folder" + ("" if recursive else "; try --recursive"))
+        files += [AudioFile(p, p.parent.relative_to(path)) for p in inside if p.is_file()]
+    if sum(file.path == STDIN for file in files) > 1:
+        raise ConfigError("-: standard input can be read once only")
+    return files
+
+
+def open_audio(file: AudioFile) -> Path | BinaryIO:
+    """What to read: the path, or standard input, put aside on disk so that it need not fit into memory.
+
+    Raises:
+        AudioError: standard input cannot be read or put aside.
+    """
+    if file.path != STDIN:
+        return file.path
+    spool = tempfile.TemporaryFile(prefix="asr-stdin-")  # noqa: SIM115 - is gone when nobody reads it any more
+    try:
+        shutil.copyfileobj(sys.stdin.buffer, spool)
+    except OSError as error:
+        raise AudioError(f"stdin: cannot be read ({error.strerror or error})") from error
+    return spool
+
+
+def parse_formats(formats: str) -> list[str]:
+    """ "txt,srt" -> ["txt", "srt"].
+
+    Raises:
+        ConfigError: there is no such format.
+    """
+    names = list(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
+    return [get_writer(name).extension for name in names or [formats]]
+
+
+def output_paths(files: Sequence[AudioFile], folder: Path) -> list[Path]:
+    """`folder/NAME` without a suffix for each file, NAME being the file's own; those found in folders keep theirs.
+
+    The folder is made, so that it is known before any work is done whether it can be written.
+
+    Raises:
+        ConfigError: the folder cannot be written, or two results would be one file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot write there ({error.strerror}); choose another --output-dir") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: cannot write there (no permission); choose another --output-dir")
+    stems = [file.below / ("stdin" if file.path == STDIN else file.path.stem) for file in files]
+    times = Counter(stems)
+    # a.wav and a.mp3, or x/a.wav and y/a.wav, must not overwrite each other.
+    names = [
+        stem if times[stem] == 1 else stem.parent / "_".join(file.path.parts).replace("/", "")
+        for stem, file in zip(stems, files, strict=True)
+    ]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ConfigError(f"{repeated[0]}: named more than once; name each file once")
+    return [folder / name for name in names]
