@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -131,14 +134,13 @@ def transcribe(
 
     from asr.progress import AudioProgress
     from asr.segmenter import SegmenterConfig
-    from asr.transcriber import load_model
     from asr.writers import get_writer, write_file
 
     if threads:
         torch.set_num_threads(threads)
-    recogniser = load_model(
+    recogniser = _load(
         model,
-        device.value,
+        device,
         batch_size=batch_size,
         words=not {"txt", "trn"}.issuperset(formats),
         vad=vad,
@@ -166,6 +168,15 @@ def transcribe(
                     sys.stdout.flush()
     if failed:
         raise typer.Exit(2)
+
+
+def _load(model: str | None, device: Device, **settings: Any) -> Transcriber:
+    from asr.transcriber import load_model
+
+    recogniser = load_model(model, device.value, **settings)
+    gc.freeze()  # `run` has turned it off until everything that stays is there
+    gc.enable()
+    return recogniser
 
 
 def _check_output_options(
@@ -238,9 +249,7 @@ def listen(
         import torch
 
         torch.set_num_threads(threads)
-    from asr.transcriber import load_model
-
-    recogniser = load_model(model, device.value, words=as_json, beam=beam, lm_weight=lm_weight)
+    recogniser = _load(model, device, words=as_json, beam=beam, lm_weight=lm_weight)
     number = int(input_device) if input_device and input_device.isdigit() else input_device
     try:
         for segment in recogniser.listen(blocks(recogniser.sample_rate, number)):
@@ -369,8 +378,24 @@ def _complain(error: AsrError) -> None:
     print("error:", " ".join(str(error).split()), file=sys.stderr)
 
 
+def run() -> NoReturn:
+    """The `asr` program: `main`, started and ended quickly."""
+    # PyTorch's import makes a million objects that stay: looking for garbage among them, and taking them down one by
+    # one in the end, costs nearly a second.
+    gc.disable()
+    try:
+        main()
+        code: Any = 0
+    except SystemExit as stop:
+        code = stop.code
+    with suppress(OSError):  # nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else code is not None)
+
+
 def main() -> None:
-    """Entry point: every AsrError becomes one line on standard error and exit code 2."""
+    """Every AsrError becomes one line on standard error and exit code 2."""
     try:
         app()
     except AsrError as error:
@@ -382,4 +407,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -396,3 +396,17 @@ def test_transcribing_imports_no_training_code(toy_bundle, files):
         [sys.executable, "-c", code, str(files[0]), str(toy_bundle)], capture_output=True, text=True, check=True
     ).stdout
     assert out.strip() == "[]"
+
+
+def test_the_program_itself(toy_bundle, files):
+    """Exit codes and flushed output, though the interpreter is not taken down."""
+    program = [sys.executable, "-m", "asr.cli"]
+    done = subprocess.run(
+        [*program, "transcribe", "--no-vad", "--model", str(toy_bundle), str(files[1]), "/no/such.wav"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (2, "error: /no/such.wav: no such file\n")
+    assert done.stdout.endswith("\n")
+    assert subprocess.run([*program, "--version"], capture_output=True).returncode == 0
+    assert subprocess.run([*program, "transcribe", "--beam", "x", "a.wav"], capture_output=True).returncode == 2
