@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from asr.config import from_mapping, to_mapping
@@ -109,7 +109,7 @@ def save_bundle(
         "training": dict(training),
     }
     weights = folder / "model.safetensors.partial"
-    save_file(tensors, weights)
+    weights.write_bytes(save(tensors))  # save_file would make it readable to nobody else
     weights.rename(folder / "model.safetensors")
     settings = folder / "config.yaml.partial"
     settings.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -92,3 +92,11 @@ def test_a_damaged_language_model_harms_only_those_who_want_it(toy_bundle):
     weights.unlink()
     with pytest.raises(ModelError, match=r"language_model.safetensors is missing"):
         _ = load_bundle(toy_bundle).language_model
+
+
+def test_a_folder_is_readable_to_whom_other_files_are(toy_bundle, tmp_path):
+    (tmp_path / "other").write_text("")
+    expected = (tmp_path / "other").stat().st_mode
+    assert {path.name: path.stat().st_mode for path in toy_bundle.iterdir()} == {
+        path.name: expected for path in toy_bundle.iterdir()
+    }

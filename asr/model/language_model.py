@@ -8,7 +8,7 @@ On disk it is a folder with `language_model.safetensors` (fp16) and `language_mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from asr.config import from_mapping, to_mapping
@@ -133,11 +133,11 @@ def save_language_model(
         "tokenizer": {"characters": tokenizer.characters},
         "training": dict(training),
     }
-    return write_folder(Path(folder), settings, lambda path: save_file(tensors, path))
+    return write_folder(Path(folder), settings, save(tensors))
 
 
-def write_folder(folder: Path, settings: Mapping[str, Any], save: Callable[[Path], None]) -> Path:
-    """Write a language model of whatever kind: its settings, and its weights by `save`.
+def write_folder(folder: Path, settings: Mapping[str, Any], tensors: bytes) -> Path:
+    """Write a language model of whatever kind: its settings, and its tensors as safetensors serialised them.
 
     Raises:
         AsrError: the folder cannot be written.
@@ -146,9 +146,9 @@ def write_folder(folder: Path, settings: Mapping[str, Any], save: Callable[[Path
     partial = weights.with_name(WEIGHTS + ".partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save(partial)
+        partial.write_bytes(tensors)  # safetensors' own save_file would make it readable to nobody else
         partial.replace(weights)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise AsrError(f"{weights}: cannot be written ({' '.join(str(error).split())})") from error
     with write_atomically(folder / SETTINGS) as file:
         yaml.safe_dump({"format": FORMAT, **settings}, file, sort_keys=False, allow_unicode=True)

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 
 from asr.errors import ModelError
@@ -431,7 +431,7 @@ def save_word_lm(
         AsrError: the folder cannot be written.
     """
     settings = {"kind": KIND, "tokenizer": {"characters": characters}, "training": dict(training)}
-    return write_folder(Path(folder), settings, lambda path: save_file(dict(tables), path))
+    return write_folder(Path(folder), settings, save(dict(tables)))
 
 
 def load_word_lm(folder: str | Path, tokenizer: CharTokenizer | None = None) -> WordLanguageModel:
