@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,8 +31,11 @@ __all__ = [
     "BatchLoader",
     "FeatureCache",
     "FrameSource",
+    "JoinedCaches",
+    "Portion",
     "SpeechDataset",
     "default_workers",
+    "draw_epoch",
     "load_cuts",
     "plan_epoch",
     "split_trainable",
@@ -100,37 +103,57 @@ def split_trainable(
     return kept, dropped
 
 
+@dataclass(frozen=True)
+class Portion:
+    """Cuts that epochs take alike."""
+
+    cuts: Sequence[MonoCut]
+    speeds: Sequence[float] = (1.0,)  # each utterance, each epoch, at one of these
+    share: float = 1.0  # of the cuts, in an epoch
+
+
+def draw_epoch(portions: Sequence[Portion], *, epoch: int, seed: int) -> list[tuple[MonoCut, float]]:
+    """What one epoch hears, in random order: each portion's share of its cuts, each once and at a speed of its own.
+
+    It depends on the arguments alone, so a resumed run and every process of a distributed one derive the same.
+    """
+    rng = random.Random(f"{seed}-{epoch}")
+    drawn: list[tuple[MonoCut, float]] = []
+    for portion in portions:
+        cuts, count = portion.cuts, max(1, round(portion.share * len(portion.cuts)))
+        chosen = cuts if count >= len(cuts) else rng.sample(cuts, count)
+        drawn += [(cut, rng.choice(portion.speeds)) for cut in chosen]
+    rng.shuffle(drawn)  # the sampler below does not look ahead through more than 20,000
+    return drawn
+
+
 def plan_epoch(
-    cuts: Sequence[MonoCut],
+    portions: Sequence[Portion],
     *,
     epoch: int,
     seed: int,
     batch_seconds: float,
-    speeds: Sequence[float] = (1.0,),
     ascending: bool = False,
     longest_first: bool = False,
 ) -> list[list[Key]]:
-    """The batches of one epoch: every cut once, at a speed drawn for this epoch, in buckets of like duration.
+    """The batches of what `draw_epoch` draws, in buckets of like duration; they too depend on the arguments alone.
 
-    The plan depends on its arguments alone, so a resumed run and every process of a distributed one derive the
-    same. `ascending` orders the batches from short to long; `longest_first` moves the largest to the front all the
-    same, where running out of memory shows at once.
+    `ascending` orders the batches from short to long; `longest_first` moves the largest to the front all the same,
+    where running out of memory shows at once.
     """
-    rng = random.Random(f"{seed}-{epoch}")
     keys: dict[str, Key] = {}
     perturbed = []
-    for cut in cuts:
-        speed = rng.choice(list(speeds))
+    for cut, speed in draw_epoch(portions, epoch=epoch, seed=seed):
         changed = cut if speed == 1.0 else cut.perturb_speed(speed)
         keys[changed.id] = (cut.id, speed)
         perturbed.append(changed)
     # Batches are dealt out to processes by BatchLoader, so the sampler is told that there is only one.
     options: dict[str, Any] = {"max_duration": batch_seconds, "shuffle": True, "seed": seed + epoch}
     options |= {"world_size": 1, "rank": 0}
-    if len(cuts) < 40:  # too few for buckets
+    if len(perturbed) < 40:  # too few for buckets
         sampler: CutSampler = SimpleCutSampler(CutSet.from_cuts(perturbed), **options)
     else:
-        sampler = DynamicBucketingSampler(CutSet.from_cuts(perturbed), num_buckets=min(30, len(cuts) // 20), **options)
+        sampler = DynamicBucketingSampler(CutSet.from_cuts(perturbed), num_buckets=min(30, len(keys) // 20), **options)
     batches = [list(batch) for batch in sampler]
     if ascending:
         batches.sort(key=lambda batch: max(cut.duration for cut in batch))
@@ -138,6 +161,14 @@ def plan_epoch(
         largest = max(range(len(batches)), key=lambda i: len(batches[i]) * max(c.duration for c in batches[i]))
         batches.insert(0, batches.pop(largest))
     return [[keys[cut.id] for cut in batch] for batch in batches]
+
+
+class Features(Protocol):
+    """Where the frames of utterances come from."""
+
+    def frames(self, key: Key) -> np.ndarray:
+        """(T, n_mels) of an utterance at a speed."""
+        ...
 
 
 class FrameSource(Dataset[np.ndarray]):
@@ -282,6 +313,22 @@ class FeatureCache:
         _fit(normalizer, self.n_mels, (self.frames((cut_id, 1.0)) for cut_id in ids))
 
 
+class JoinedCaches:
+    """Several caches as one."""
+
+    def __init__(self, caches: Sequence[FeatureCache]) -> None:
+        self.caches = {key: cache for cache in caches for key in cache.index}
+        self.n_mels = caches[0].n_mels
+
+    def frames(self, key: Key) -> np.ndarray:
+        """(T, n_mels) fp16 view into a file."""
+        return self.caches[key].frames(key)
+
+    def fit_normalizer(self, normalizer: Normalizer, ids: Sequence[str]) -> None:
+        """Global mean and variance over the utterances `ids` at speed 1."""
+        _fit(normalizer, self.n_mels, (self.frames((cut_id, 1.0)) for cut_id in ids))
+
+
 def _all_keys(cuts: Sequence[MonoCut], speeds: Sequence[float]) -> list[Key]:
     return [(cut.id, float(speed)) for speed in speeds for cut in cuts]
 
@@ -298,12 +345,12 @@ class SpeechDataset(Dataset[Batch]):
     """Lists of keys -> batches, from a cache or, without one, from the audio."""
 
     def __init__(
-        self, cuts: Sequence[MonoCut], tokenizer: CharTokenizer, features: FeatureCache | None = None,
+        self, cuts: Sequence[MonoCut], tokenizer: CharTokenizer, features: Features | None = None,
         frontend: FrontendConfig | None = None,
     ) -> None:  # fmt: skip
         self.texts = {cut.id: cut_text(cut) for cut in cuts}
         self.tokenizer = tokenizer
-        self.features: FeatureCache | FrameSource = features or FrameSource(cuts, [], frontend or FrontendConfig())
+        self.features: Features = features or FrameSource(cuts, [], frontend or FrontendConfig())
 
     def __getitem__(self, keys: Sequence[Key]) -> Batch:
         frames = [self.features.frames(key) for key in keys]

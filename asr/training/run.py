@@ -21,6 +21,7 @@ import lightning
 import numpy as np
 import torch
 import yaml
+from lhotse.cut import MonoCut
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -32,8 +33,11 @@ from asr.corpus.dataset import (
     BatchLoader,
     FeatureCache,
     FrameSource,
+    JoinedCaches,
+    Portion,
     SpeechDataset,
     default_workers,
+    draw_epoch,
     load_cuts,
     plan_epoch,
     split_trainable,
@@ -74,11 +78,8 @@ class SpeechData(lightning.LightningDataModule):
         c = self.settings = settings
         self.seed = module.settings.seed
         self.tokenizer, self.frontend = module.tokenizer, module.frontend
-        self.speeds = sorted({1.0, *(float(s) for s in c["speeds"])})
-        cuts = load_cuts(c["manifests"], c["train"])
-        reduction = module.model.encoder.config.reduction
-        fastest = max(float(s) for s in c["speeds"])
-        self.cuts, self.dropped = split_trainable(cuts, self.tokenizer, reduction, c["max_duration"], fastest)
+        self.portions, self.dropped = self._portions(module.model.encoder.config.reduction)
+        self.cuts = [cut for portion in self.portions for cut in portion.cuts]
         if not self.cuts:
             raise CorpusError(f"{c['manifests']}: nothing left to train on in {', '.join(c['train'])}")
         self.dev_cuts = sorted(load_cuts(c["manifests"], c["dev"]), key=lambda cut: -cut.duration)
@@ -90,6 +91,33 @@ class SpeechData(lightning.LightningDataModule):
             workers = 0 if c["cache"] else default_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         self.workers: int = workers
 
+    def _portions(self, reduction: int) -> tuple[list[Portion], list[tuple[str, str]]]:
+        """One of each subset that has anything to train on, and (id, reason) of the utterances dropped."""
+        c, portions, dropped = self.settings, [], []
+        shares, unperturbed = c.get("shares") or {}, c.get("unperturbed") or []
+        for name in ("shares", "unperturbed"):
+            if unknown := sorted({*(c.get(name) or ())} - {*c["train"]}):
+                raise ConfigError(f"corpus.{name}: {', '.join(unknown)} not in corpus.train={list(c['train'])}")
+        for subset in c["train"]:
+            share = shares.get(subset, 1.0)
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+                raise ConfigError(f"corpus.shares.{subset} must be above 0 and at most 1; got {share!r}")
+            speeds = (1.0,) if subset in unperturbed else tuple(float(s) for s in c["speeds"])
+            cuts = load_cuts(c["manifests"], [subset])
+            cuts, lost = split_trainable(cuts, self.tokenizer, reduction, c["max_duration"], max(speeds))
+            dropped += lost
+            if cuts:
+                portions.append(Portion(cuts, speeds, share))
+        return portions, dropped
+
+    @property
+    def cached(self) -> list[tuple[list[MonoCut], list[float]]]:
+        """Cuts and the speeds to keep them at, one pair a cache; speed 1 is what the normalisation is fitted to."""
+        cuts: dict[tuple[float, ...], list[MonoCut]] = {}
+        for portion in self.portions:
+            cuts.setdefault(tuple(sorted({1.0, *portion.speeds})), []).extend(portion.cuts)
+        return [(found, list(speeds)) for speeds, found in cuts.items()]
+
     @property
     def cache_bytes(self) -> int:
         """What `load` will write."""
@@ -97,22 +125,24 @@ class SpeechData(lightning.LightningDataModule):
             return 0
         return sum(
             FeatureCache.missing_bytes(self.cache_folder, cuts, speeds, self.frontend)
-            for cuts, speeds in ((self.cuts, self.speeds), (self.dev_cuts, [1.0]))
+            for cuts, speeds in [*self.cached, (self.dev_cuts, [1.0])]
         )
 
     def load(self, normalizer: Normalizer) -> None:
-        """Open or fill the feature cache, if there is to be one, and fit `normalizer` to the training set."""
+        """Open or fill the feature caches, if there are any, and fit `normalizer` to what the first epoch hears."""
+        heard = sorted((cut for cut, _ in draw_epoch(self.portions, epoch=0, seed=self.seed)), key=lambda cut: cut.id)
         if self.cache_folder is None:
             self.train_set = SpeechDataset(self.cuts, self.tokenizer, frontend=self.frontend)
             self.dev_set = SpeechDataset(self.dev_cuts, self.tokenizer, frontend=self.frontend)
-            sample = self.cuts
-            if len(sample) > NORMALIZER_SAMPLE:
-                sample = random.Random(self.seed).sample(sample, NORMALIZER_SAMPLE)
-            source = FrameSource(sample, [(cut.id, 1.0) for cut in sample], self.frontend)
+            if len(heard) > NORMALIZER_SAMPLE:
+                heard = random.Random(self.seed).sample(heard, NORMALIZER_SAMPLE)
+            source = FrameSource(heard, [(cut.id, 1.0) for cut in heard], self.frontend)
             source.fit_normalizer(normalizer, self.workers)
             return
-        features = FeatureCache.open(self.cache_folder, self.cuts, self.speeds, self.frontend)
-        features.fit_normalizer(normalizer, [cut.id for cut in self.cuts])
+        features = JoinedCaches(
+            [FeatureCache.open(self.cache_folder, cuts, speeds, self.frontend) for cuts, speeds in self.cached]
+        )
+        features.fit_normalizer(normalizer, [cut.id for cut in heard])
         self.train_set = SpeechDataset(self.cuts, self.tokenizer, features)
         dev_features = FeatureCache.open(self.cache_folder, self.dev_cuts, (1.0,), self.frontend)
         self.dev_set = SpeechDataset(self.dev_cuts, self.tokenizer, dev_features)
@@ -124,11 +154,10 @@ class SpeechData(lightning.LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         epoch = self.trainer.current_epoch if self.trainer else 0
         plan = plan_epoch(
-            self.cuts,
+            self.portions,
             epoch=epoch,
             seed=self.seed,
             batch_seconds=self.settings["batch_seconds"],
-            speeds=self.settings["speeds"],
             ascending=epoch < self.settings["ascending_epochs"],
             longest_first=epoch == 0,
         )
@@ -176,8 +205,10 @@ class History(callbacks.Callback):
             log.error("%s: NOT written (%s): %s", self.path, error.strerror, record)
 
 
-def train(settings: Mapping[str, Any]) -> Path:
+def train(settings: Mapping[str, Any], extra: Sequence[callbacks.Callback] = ()) -> Path:
     """Train as `settings` say (`corpus`, `model`, `training`, `frontend`, `trainer`, `output`, `resume`).
+
+    `extra` callbacks look on; they come after the run's own.
 
     Returns the model folder. The output folder then holds `config.yaml`, `history.jsonl`, `dropped.txt`,
     `checkpoints/`, TensorBoard's events and `model/`.
@@ -227,7 +258,7 @@ def train(settings: Mapping[str, Any]) -> Path:
         num_sanity_val_steps=0,
         log_every_n_steps=t["log_every"],
         logger=TensorBoardLogger(output, name="", version="tensorboard"),
-        callbacks=chosen,
+        callbacks=[*chosen, *extra],
         plugins=[DurableCheckpointIO()],
         default_root_dir=output,
         enable_model_summary=False,

@@ -24,7 +24,15 @@ from _peers.asr_las import preset
 from rich.console import Console
 from rich.table import Table
 
-from asr.corpus.dataset import BatchLoader, FeatureCache, SpeechDataset, load_cuts, plan_epoch, split_trainable
+from asr.corpus.dataset import (
+    BatchLoader,
+    FeatureCache,
+    Portion,
+    SpeechDataset,
+    load_cuts,
+    plan_epoch,
+    split_trainable,
+)
 from asr.errors import AsrError
 from asr.tokenizer import CharTokenizer
 
@@ -103,11 +111,10 @@ def main(arguments: list[str] | None = None) -> None:
     rates, paddings, plans = [], [], []
     for epoch in range(options.epochs):
         plan = plan_epoch(
-            cuts,
+            [Portion(cuts, options.speeds)],
             epoch=epoch,
             seed=1,
             batch_seconds=corpus["batch_seconds"],
-            speeds=options.speeds,
             ascending=epoch == 0,
         )
         start = time.perf_counter()

@@ -10,6 +10,8 @@ from asr.corpus.dataset import (
     BatchLoader,
     FeatureCache,
     FrameSource,
+    JoinedCaches,
+    Portion,
     SpeechDataset,
     load_cuts,
     plan_epoch,
@@ -77,7 +79,7 @@ def test_what_cannot_be_trained_on_is_dropped_with_its_reason(cuts):
 
 def test_a_plan_holds_every_cut_once_and_depends_on_seed_and_epoch_alone(cuts):
     def plan(epoch=0, seed=1, **options):
-        return plan_epoch(cuts, epoch=epoch, seed=seed, batch_seconds=5.0, speeds=SPEEDS, **options)
+        return plan_epoch([Portion(cuts, SPEEDS)], epoch=epoch, seed=seed, batch_seconds=5.0, **options)
 
     assert plan() == plan()
     assert plan() != plan(epoch=1)
@@ -98,19 +100,57 @@ def test_ascending_and_longest_first(cuts):
     def longest(batch):
         return max(durations[i] / speed for i, speed in batch)
 
-    ascending = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0, ascending=True)
+    ascending = plan_epoch([Portion(cuts)], epoch=0, seed=1, batch_seconds=5.0, ascending=True)
     assert [longest(b) for b in ascending] == sorted(longest(b) for b in ascending)
-    first = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0, longest_first=True)
+    first = plan_epoch([Portion(cuts)], epoch=0, seed=1, batch_seconds=5.0, longest_first=True)
     assert longest(first[0]) * len(first[0]) == max(longest(b) * len(b) for b in first)
-    both = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0, ascending=True, longest_first=True)
+    both = plan_epoch([Portion(cuts)], epoch=0, seed=1, batch_seconds=5.0, ascending=True, longest_first=True)
     assert longest(both[0]) * len(both[0]) == max(longest(b) * len(b) for b in both)
     assert [longest(b) for b in both[1:]] == sorted(longest(b) for b in both[1:])
+
+
+def test_a_portion_gives_its_share_anew_each_epoch_and_is_mixed_with_the_others(cuts):
+    def copies(name, count):
+        return [cut.with_id(f"{name}-{cut.id}-{i}") for i in range(count) for cut in cuts]
+
+    real, synthetic = copies("real", 10), copies("synthetic", 50)
+    portions = [Portion(real, SPEEDS), Portion(synthetic, share=0.2)]
+
+    def plan(epoch):
+        return plan_epoch(portions, epoch=epoch, seed=1, batch_seconds=20.0)
+
+    assert plan(3) == plan(3)
+    parts = []
+    for epoch in range(2):
+        keys = [key for batch in plan(epoch) for key in batch]
+        assert sorted(i for i, _ in keys if i.startswith("real")) == sorted(cut.id for cut in real)
+        drawn = {i for i, _ in keys if i.startswith("synthetic")}
+        assert len(drawn) == len(keys) - len(real) == round(0.2 * len(synthetic))
+        assert {speed for i, speed in keys if i in drawn} == {1.0}
+        parts.append(drawn)
+    assert 0.1 < len(parts[0] & parts[1]) / len(parts[0]) < 0.35  # a fifth again by chance
+    alike = plan_epoch([Portion(real), portions[1]], epoch=0, seed=1, batch_seconds=20.0)  # in their durations
+    assert all(len({i.split("-")[0] for i, _ in batch}) == 2 for batch in alike if len(batch) > 6)
+
+
+def test_joined_caches_give_what_each_of_them_holds(cuts, cache, tmp_path):
+    renamed = [cut.with_id(f"x-{cut.id}") for cut in cuts[:3]]
+    other = FeatureCache.open(tmp_path, renamed, (1.0,), FrontendConfig(n_mels=40), workers=0)
+    joined = JoinedCaches([cache, other])
+    for key in ((cuts[5].id, 1.1), (cuts[0].id, 1.0)):
+        np.testing.assert_array_equal(joined.frames(key), cache.frames(key))
+    np.testing.assert_array_equal(joined.frames((f"x-{cuts[0].id}", 1.0)), cache.frames((cuts[0].id, 1.0)))
+    alone, together = Normalizer(40), Normalizer(40)
+    cache.fit_normalizer(alone, [cut.id for cut in cuts[:3]])
+    joined.fit_normalizer(together, [f"x-{cut.id}" for cut in cuts[:3]])
+    assert torch.equal(alone.mean, together.mean)
+    assert torch.equal(alone.std, together.std)
 
 
 def test_buckets_waste_little_on_padding(cuts):
     many = [cut.with_id(f"{cut.id}-{i}") for i in range(20) for cut in cuts]
     durations = {cut.id: cut.duration for cut in many}
-    batches = plan_epoch(many, epoch=0, seed=1, batch_seconds=20.0, speeds=SPEEDS)
+    batches = plan_epoch([Portion(many, SPEEDS)], epoch=0, seed=1, batch_seconds=20.0)
     real = sum(durations[i] / speed for batch in batches for i, speed in batch)
     padded = sum(len(batch) * max(durations[i] / speed for i, speed in batch) for batch in batches)
     assert 1 - real / padded < 0.08
@@ -163,7 +203,7 @@ def test_a_batch_is_padded_with_zeros_and_framed_by_bos_and_eos(cuts, cache):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_without_a_cache_the_batches_are_the_same(cuts, cache, workers):
-    plan = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0, speeds=SPEEDS)
+    plan = plan_epoch([Portion(cuts, SPEEDS)], epoch=0, seed=1, batch_seconds=5.0)
     frontend, tokenizer = FrontendConfig(n_mels=40), CharTokenizer()
     cached = BatchLoader(SpeechDataset(cuts, tokenizer, cache), plan)
     fresh = BatchLoader(SpeechDataset(cuts, tokenizer, frontend=frontend), plan, num_workers=workers)
@@ -187,7 +227,7 @@ def test_the_size_of_a_cache_is_known_before(cuts, cache):
 
 
 def test_a_loader_goes_on_where_its_state_says(cuts, cache):
-    plan = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0)
+    plan = plan_epoch([Portion(cuts)], epoch=0, seed=1, batch_seconds=5.0)
     dataset = SpeechDataset(cuts, CharTokenizer(), cache)
     whole = [batch.ids for batch in BatchLoader(dataset, plan)]
     assert whole == [[i for i, _ in batch] for batch in plan]
@@ -204,7 +244,7 @@ def test_a_loader_goes_on_where_its_state_says(cuts, cache):
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_share_a_plan_without_overlap_and_take_equally_many_batches(cuts, cache, world_size):
-    plan = plan_epoch(cuts, epoch=0, seed=1, batch_seconds=5.0)
+    plan = plan_epoch([Portion(cuts)], epoch=0, seed=1, batch_seconds=5.0)
     dataset = SpeechDataset(cuts, CharTokenizer(), cache)
     shares = [BatchLoader(dataset, plan, rank, world_size).plan for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1

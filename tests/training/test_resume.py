@@ -44,6 +44,7 @@ def start(settings: dict, folder: Path) -> subprocess.Popen:
 
 def test_a_run_that_is_killed_or_stopped_in_mid_epoch_goes_on_as_if_never_stopped(toy_settings, tmp_path):
     toy_settings["trainer"]["max_epochs"] = 5
+    toy_settings["corpus"] |= {"shares": {"train-toy": 0.9}, "batch_seconds": 3.5}  # each epoch on other utterances
     whole = toy_settings | {"output": str(tmp_path / "whole")}
     train(whole)
     expected = losses(whole["output"])

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lhotse import CutSet
 from test_resume import losses
 
 from asr.bundle import load_bundle
+from asr.corpus.dataset import load_cuts
 from asr.errors import ConfigError, CorpusError
 from asr.model import ListenAttendSpell, PyramidalEncoder
-from asr.training.module import TrainingStoppedError
-from asr.training.run import steepest_fall, train
+from asr.training.module import LasModule, TrainingStoppedError
+from asr.training.run import SpeechData, steepest_fall, train
 
 SHAPE = r"a batch of \d+ x \d+ frames and \d+ characters \(\d+ s with padding\); lower corpus.batch_seconds \(now 4;"
 
@@ -79,6 +81,46 @@ def test_an_empty_development_set_is_named(toy_settings, toy_corpus, tmp_path):
     toy_settings["corpus"]["manifests"] = str(tmp_path)
     with pytest.raises(CorpusError, match="dev-toy"):
         train(toy_settings)
+
+
+@pytest.fixture
+def mixed(toy_settings, toy_corpus, tmp_path):
+    """Settings of a run on `train-toy` and a fifth of `more`, 24 utterances that are always at speed 1."""
+    shutil.copytree(toy_corpus / "manifests", tmp_path / "manifests")
+    cuts = [cut.with_id(f"more-{cut.id}") for cut in load_cuts(tmp_path / "manifests", ["train-toy"])]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "manifests" / "cuts_more.jsonl.gz")
+    toy_settings["corpus"] |= {"manifests": str(tmp_path / "manifests"), "train": ["train-toy", "more"]}
+    toy_settings["corpus"] |= {"shares": {"more": 0.2}, "unperturbed": ["more"]}
+    return toy_settings
+
+
+def test_a_subset_gives_its_share_to_an_epoch_at_the_speeds_it_is_to_have(mixed):
+    module = LasModule.from_settings(mixed)
+    data = SpeechData(mixed["corpus"], module)
+    expected = data.cache_bytes
+    data.load(module.normalizer)
+    folder = Path(mixed["corpus"]["cache_dir"])
+    assert sum(p.stat().st_size for p in folder.rglob("features.f16")) == pytest.approx(expected, rel=0.02)
+    loader = data.train_dataloader()
+    keys = [key for batch in loader.plan for key in batch]
+    more = [(i, speed) for i, speed in keys if i.startswith("more-")]
+    assert len(keys) - len(more) == 24
+    assert len(more) == 5
+    assert {speed for _, speed in more} == {1.0} != {speed for _, speed in keys}
+    heard = np.concatenate([loader.dataset.features.frames((i, 1.0)) for i, _ in keys]).astype(np.float64)
+    np.testing.assert_allclose(module.normalizer.mean.numpy(), heard.mean(0), rtol=1e-4)
+    assert sum(len(batch.ids) for batch in loader) == 29
+
+
+def test_shares_and_speeds_of_subsets_that_cannot_be_are_named(mixed):
+    def fails(match, **changes):
+        with pytest.raises(ConfigError, match=match):
+            SpeechData(mixed["corpus"] | changes, LasModule.from_settings(mixed))
+
+    fails(r"corpus.shares: less not in corpus.train=\['train-toy', 'more'\]", shares={"less": 0.2})
+    fails("corpus.unperturbed: less not in", unperturbed=["less"])
+    for share in (0, 1.5, "half", True):
+        fails(f"corpus.shares.more must be above 0 and at most 1; got {share!r}", shares={"more": share})
 
 
 def test_training_without_a_cache_is_the_same_and_leaves_none(toy_settings, tmp_path):
