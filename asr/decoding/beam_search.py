@@ -308,9 +308,11 @@ class _Search:
         score, choice = total.topk(min(2 * beam, total.shape[1]))
         parent, token = choice // vocabulary, choice % vocabulary
         ends = token == CharTokenizer.eos_id
-        self._end(score[:, :beam].masked_fill(~ends[:, :beam], -math.inf), parent[:, :beam], step.position)
-        self.score, order = score.masked_fill(ends, -math.inf).topk(beam)
-        parent, token = parent.gather(1, order), token.gather(1, order)
+        if ends.any():  # rarely
+            self._end(score[:, :beam].masked_fill(~ends[:, :beam], -math.inf), parent[:, :beam], step.position)
+            score, order = score.masked_fill(ends, -math.inf).topk(beam)
+            parent, token = parent.gather(1, order), token.gather(1, order)
+        self.score, parent, token = score[:, :beam], parent[:, :beam], token[:, :beam]
         self.past.append(_Written(self.utterances, parent, token, self.score, step.attention))
 
         remaining = self.longest - step.position - 1

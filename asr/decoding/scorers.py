@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from asr.model.encoder import length_mask
 from asr.model.lstm import PackedCell
@@ -129,32 +130,65 @@ class SpellerScorer:
 
 LOG_ZERO = -1e10  # finite, so that sums and differences of impossible things are numbers
 _FLOOR = -1e3  # log-probability of a character in one frame: exp of it is 0 and sums over frames stay exact enough
+_BLOCK = 8  # times that share a scale
+
+
+@dataclass(frozen=True)
+class _CtcTables:
+    """What the frames say, float64. Times t = 0 .. N and padding, in blocks: t = _BLOCK * block + place.
+
+    With x(c, t) the log-probability of c in frame t = 1 .. N:
+        following  (B, V, _BLOCK, blocks)  exp x(c, t + 1)
+        within     (B, V, _BLOCK, blocks)  exp of x(c, .) summed from the beginning of the block to t
+        through    (B, V, blocks)          x(c, .) summed from the first block to this one
+    """
+
+    following: Tensor
+    within: Tensor
+    through: Tensor
+
+    def of(self, characters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of one character a row: (B, K) -> (B, K, ...) each."""
+        batch, vocabulary, _ = self.through.shape
+        rows = (characters + vocabulary * torch.arange(batch, device=characters.device)[:, None]).flatten()
+        following, within, through = (
+            table.flatten(0, 1).index_select(0, rows).view(*characters.shape, *table.shape[2:])
+            for table in (self.following, self.within, self.through)
+        )
+        return following, within, through
+
+    def keep(self, utterances: Tensor) -> _CtcTables:
+        return _CtcTables(self.following[utterances], self.within[utterances], self.through[utterances])
+
+    def drop(self, blocks: int) -> _CtcTables:
+        """Without the first blocks."""
+        return _CtcTables(*(table[..., blocks:].contiguous() for table in (self.following, self.within, self.through)))
 
 
 @dataclass(frozen=True)
 class _CtcRows:
-    """Float64: cumulated log-probabilities run to some thousands, and what is left of them when they cancel counts.
+    """The forward variables of the K prefixes of each utterance, float64.
 
-    With t = 0 .. N and x(c, t) the log-probability of c in frame t:
-        cumulated  (B, V, N + 1)  x(c, 1) + .. + x(c, t)
-        probs      (B, N, V)      exp x(c, t)
-        blank      (R, N + 1)     log-probability that t frames spell the prefix and end in blank
-        total      (R, N + 1)     .. and end in blank or in its last character
-        psi        (R, V)         log-probability that all frames spell something that begins with prefix + c;
-                                  at EOS: that they spell the prefix
-        prefix     (R,)           .. that begins with the prefix
-        length     characters of the prefix; fewer frames cannot spell it, so blank and total are 0 before t = length
+    mass    (B, K, 2, _BLOCK, blocks)  times e^scale: probability that t frames spell the prefix and end in blank [0],
+                                       or end in blank or its last character [1]
+    scale   (B, K, blocks)             such that the greatest mass of a block is 1
+    last    (B, K)                     last character
+    again   (B, K, _BLOCK, blocks)     its `following`
+    prefix  (B, K)                     log-probability that all frames spell something that begins with the prefix
+    psi     (B, K, V)                  .. with prefix + c; at EOS: that they spell the prefix
+    length  characters of the prefix; fewer frames cannot spell it, so that
+    first   blocks are not held any more
     """
 
-    cumulated: Tensor
-    probs: Tensor
-    blank: Tensor
-    total: Tensor
+    tables: _CtcTables
+    mass: Tensor
+    scale: Tensor
     last: Tensor
+    again: Tensor
     prefix: Tensor
     psi: Tensor
-    length: int
-    beam: int
+    length: int = 0
+    first: int = 0
 
 
 class CtcPrefixScorer:
@@ -163,10 +197,9 @@ class CtcPrefixScorer:
     Where that algorithm (as in ESPnet's CTCPrefixScoreTH) runs a recursion over the frames for every candidate,
     here no candidate needs one: psi(prefix + c) = log sum_t exp(total(t - 1) + x(c, t)) needs the forward variables of
     the prefix alone, so all characters of all hypotheses are one matrix product and no pre-beam has to choose some.
-    The recursion r(t) = logaddexp(r(t - 1), phi(t - 1)) + x(t) is left for the rows that the search keeps, and there
-    it is r(t) = X(t) + logcumsumexp(phi(t - 1) - X(t - 1)) with X the cumulated x: no loop over frames either.
+    The recursion is left for the rows that the search keeps, and there all blocks of times go through it at once.
 
-    Padding is made of certain blanks, so that the last of the N frames speaks for every length.
+    Padding is made of certain blanks, so that the last time speaks for every length.
     """
 
     def __init__(self, ctc: torch.nn.Module, weight: float) -> None:
@@ -174,78 +207,115 @@ class CtcPrefixScorer:
         self.weight = weight
 
     def start(self, h: Tensor, lengths: Tensor, beam: int) -> _CtcRows:
-        x = self.ctc(h).double().log_softmax(-1).clamp(min=_FLOOR)  # (B, N, V)
-        batch, frames, vocabulary = x.shape
-        certain = x.new_full((vocabulary,), _FLOOR)
-        certain[BLANK] = 0.0
-        x = torch.where(length_mask(lengths, frames)[..., None], x, certain)
-        cumulated = x.new_zeros(batch, vocabulary, frames + 1)
-        torch.cumsum(x.transpose(1, 2), dim=2, out=cumulated[..., 1:])
-        blank = cumulated[:, BLANK].repeat_interleave(beam, dim=0)
+        x = self.ctc(h).double().log_softmax(-1).clamp(min=_FLOOR).transpose(1, 2)  # (B, V, N)
+        batch, vocabulary, frames = x.shape
+        blocks = frames // _BLOCK + 1
+        padding = ~length_mask(lengths + 1, blocks * _BLOCK)
+        x = pad(x, (1, blocks * _BLOCK - frames - 1)).masked_fill(padding[:, None], LOG_ZERO)
+        x[:, BLANK].masked_fill_(padding, 0.0)
+
+        def folded(table: Tensor) -> Tensor:
+            return table.unflatten(-1, (blocks, _BLOCK)).transpose(-1, -2).contiguous()
+
+        within = folded(x).cumsum(-2)
+        through = within[..., -1, :].cumsum(-1)
+        tables = _CtcTables(folded(pad(x[..., 1:].exp(), (0, 1))), within.exp(), through)
+        blank = within[:, BLANK] - within[:, BLANK, :1]
+        scale = pad(through[:, BLANK, :-1], (1, 0)) + within[:, BLANK, 0]
+        last = torch.full((batch, beam), BOS, device=h.device)
         return _CtcRows(
-            cumulated,
-            x.exp(),
-            blank,
-            total=blank,
-            last=torch.full((batch * beam,), BOS, device=h.device),
-            prefix=blank.new_zeros(batch * beam),
-            psi=blank.new_zeros(batch * beam, vocabulary),
-            length=0,
-            beam=beam,
+            tables,
+            mass=blank.exp()[:, None, None].repeat(1, beam, 2, 1, 1),
+            scale=scale[:, None].repeat(1, beam, 1),
+            last=last,
+            again=tables.of(last)[0],
+            prefix=x.new_zeros(batch, beam),
+            psi=x.new_zeros(batch, beam, vocabulary),
         )
 
     def score(self, state: _CtcRows, step: Step) -> tuple[Tensor, _CtcRows]:
-        batch, frames, vocabulary = state.probs.shape
-        first = min(state.length, frames - 1)
-        frames, probs = frames - first, state.probs[:, first:]
-        top = state.total.amax(1, keepdim=True)  # what is e^700 times less likely than the best frame is lost
-        total = (state.total[:, first:-1] - top).exp().view(batch, state.beam, frames)
-        psi = (total @ probs).view(-1, vocabulary)  # (R, V)
+        following = state.tables.following.flatten(2)  # (B, V, times)
+        top = state.scale.amax(2, keepdim=True)  # what is e^700 times less likely than the best block is lost
+        share = (state.scale - top).exp()
+        blank, total = (state.mass * share[:, :, None, None]).flatten(3).unbind(2)  # (B, K, times)
+        psi = total @ following.transpose(1, 2)
         # A character can follow itself only across a blank.
-        blank = (state.blank[:, first:-1] - top).exp().view(batch, state.beam, frames)
-        last = state.last.view(batch, 1, state.beam).expand(batch, frames, state.beam)
-        again = (blank * probs.gather(2, last).transpose(1, 2)).sum(-1)
-        psi = psi.scatter(1, state.last[:, None], again.view(-1, 1)).log() + top
-        psi[:, EOS] = state.total[:, -1]
-        psi = psi.clamp(min=LOG_ZERO)
+        psi.scatter_(2, state.last[..., None], (blank * state.again.flatten(2)).sum(2, keepdim=True))
+        psi = psi.log_().add_(top)
+        psi[..., EOS] = state.mass[:, :, 1, -1, -1].log() + state.scale[..., -1]
+        psi.clamp_(min=LOG_ZERO)
         impossible = psi < LOG_ZERO / 2  # more characters than frames, say
-        return (psi - state.prefix[:, None]).float().masked_fill(impossible, -math.inf), replace(state, psi=psi)
+        gain = (psi - state.prefix[..., None]).float().masked_fill(impossible, -math.inf)
+        return gain.flatten(0, 1), replace(state, psi=psi)
 
     def select(self, state: _CtcRows, rows: Tensor, tokens: Tensor) -> _CtcRows:
-        batch, vocabulary, times = state.cumulated.shape
-        length = min(state.length, times - 2)
-        blank, total = state.blank[rows, length:-1], state.total[rows, length:-1]
-        phi = torch.where((tokens == state.last[rows])[:, None], blank, total)
-        first = torch.arange(batch, device=rows.device).repeat_interleave(state.beam) * vocabulary
-        x = state.cumulated.view(batch * vocabulary, times)[first + tokens]  # (R, N + 1)
-        label = x.new_full(x.shape, LOG_ZERO)
-        spelled = torch.logcumsumexp(phi - x[:, length:-1], dim=1)
-        torch.add(x[:, length + 1 :], spelled, out=label[:, length + 1 :])
-        x_blank = state.cumulated[:, BLANK].repeat_interleave(state.beam, dim=0)
-        blank = torch.full_like(label, LOG_ZERO)
-        after = torch.logcumsumexp(label[:, length + 1 : -1] - x_blank[:, length + 1 : -1], dim=1)
-        torch.add(x_blank[:, length + 2 :], after, out=blank[:, length + 2 :])
-        total = torch.full_like(label, LOG_ZERO)
-        torch.logaddexp(label[:, length + 1 :], blank[:, length + 1 :], out=total[:, length + 1 :])
-        prefix = state.psi[rows, tokens]
-        return replace(state, blank=blank, total=total, last=tokens, prefix=prefix, length=state.length + 1)
+        last = tokens.view_as(state.last)
+        across = tokens != state.last.flatten().index_select(0, rows)
+        source = state.mass.flatten(0, 2).index_select(0, 2 * rows + across).view_as(state.again)
+        scale = state.scale.flatten(0, 1).index_select(0, rows).view_as(state.scale)
+        tables, first = state.tables, min(state.length // _BLOCK, state.first + scale.shape[-1] - 1)
+        if skip := first - state.first:
+            tables, source, scale = tables.drop(skip), source[..., skip:], scale[..., skip:]
+        following, within, through = tables.of(last)
+        label, label_scale = _scan(source, scale, following, within, through)
+        blanks = tables.following[:, BLANK, None], tables.within[:, BLANK, None], tables.through[:, BLANK, None]
+        blank, scale = _scan(label, label_scale, *blanks)
+        total = label.mul_((label_scale - scale).exp()[..., None, :]).add_(blank)
+        greatest = total.amax(-2)
+        greatest.masked_fill_(greatest == 0, 1.0)
+        mass = torch.stack([blank, total], dim=2).mul_(greatest.reciprocal()[:, :, None, None])
+        return _CtcRows(
+            tables,
+            mass=mass,
+            scale=(scale + greatest.log()).clamp(min=LOG_ZERO),
+            last=last,
+            again=following,
+            prefix=state.psi.take(rows * state.psi.shape[-1] + tokens).view_as(last),
+            psi=state.psi,
+            length=state.length + 1,
+            first=first,
+        )
 
     def keep(self, state: _CtcRows, utterances: Tensor) -> _CtcRows:
-        rows = _rows(utterances, state.beam)
         return _CtcRows(
-            state.cumulated[utterances],
-            state.probs[utterances],
-            state.blank[rows],
-            state.total[rows],
-            state.last[rows],
-            state.prefix[rows],
-            state.psi[rows],
+            state.tables.keep(utterances),
+            state.mass[utterances],
+            state.scale[utterances],
+            state.last[utterances],
+            state.again[utterances],
+            state.prefix[utterances],
+            state.psi[utterances],
             state.length,
-            state.beam,
+            state.first,
         )
 
     def most(self, state: _CtcRows, remaining: Tensor) -> float:
         return 0.0
+
+
+def _scan(source: Tensor, scale: Tensor, following: Tensor, within: Tensor, through: Tensor) -> tuple[Tensor, Tensor]:
+    """r(t) = (r(t - 1) + source(t - 1)) e^x(t), where r and source are 0 before the first block.
+
+    The loop runs over the _BLOCK places within blocks. From block to block goes a carry, with which r(t) becomes
+    r(t) + within(t) carry; logarithms are taken of nothing else, and no block can be too small for another's scale.
+
+    Args:
+        source: (B, K, _BLOCK, blocks), times e^scale.
+        scale: (B, K, blocks).
+        following, within, through: those of each row's character, see `_CtcTables`.
+
+    Returns:
+        r and its scale, no less than that of the source; LOG_ZERO where there is nothing.
+    """
+    r = torch.zeros_like(source)
+    places, sources = r.unbind(-2), source.unbind(-2)
+    for i, probs in enumerate(following.unbind(-2)[:-1]):
+        torch.add(places[i], sources[i], out=places[i + 1]).mul_(probs)
+    carried = ((places[-1] + sources[-1]).log_() + (scale - through)).logcumsumexp(-1) + through
+    carry = pad(carried[..., :-1], (1, 0), value=LOG_ZERO).clamp_(min=LOG_ZERO)
+    after = scale.maximum(carry)
+    r *= (scale - after).exp()[..., None, :]
+    return r.addcmul_(within, (carry - after).exp()[..., None, :]), after
 
 
 # --------------------------------------------------------------------------------------------------- language model

@@ -51,29 +51,53 @@ class SpellerConfig:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the speller needs of an encoded batch, computed once: h (B, N, d), mask (B, N), keys a hop, C (B, d)."""
+    """What the speller needs of an encoded batch, computed once.
+
+    h (B, N, d), mask (B, N), C (B, d), and for each hop its keys and the values (B, N, .) that attention sums up.
+    """
 
     h: Tensor
     mask: Tensor
     keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
     last: Tensor
 
     def select(self, rows: Tensor) -> Memory:
         """The rows (K,) of the batch, in that order and possibly repeated."""
-        return Memory(self.h[rows], self.mask[rows], tuple(k[rows] for k in self.keys), self.last[rows])
+        chosen = {id(x): x[rows] for x in (self.h, *self.keys, *self.values)}  # what is one tensor stays one
+        keys, values = (tuple(chosen[id(x)] for x in several) for several in (self.keys, self.values))
+        return Memory(chosen[id(self.h)], self.mask[rows], keys, values, self.last[rows])
 
 
 @dataclass(frozen=True)
 class SpellerState:
-    """Between two steps: hidden and cell of each hop (B, hops, d), a_{t-1} (B, d), weights of each hop (B, hops, N)."""
+    """Between two steps: hidden and cell of each hop (B, hops, d), a_{t-1}, weights of the last hop (B, 1, N).
+
+    The weights are those of all hops (B, hops, N) where attention looks at its last ones. a_{t-1} is (B, d) with input
+    feeding, and otherwise (B, 0). With `rows` (B,), the hidden states of row i are hidden[rows[i]]: hypotheses that
+    differ in their last character alone share them, and their product.
+    """
 
     hidden: Tensor
     cell: Tensor
     context: Tensor
     weights: Tensor
+    rows: Tensor | None = None
 
     def select(self, rows: Tensor) -> SpellerState:
-        return SpellerState(self.hidden[rows], self.cell[rows], self.context[rows], self.weights[rows])
+        cell, context, weights = (x.index_select(0, rows) for x in (self.cell, self.context, self.weights))
+        return SpellerState(self.hidden, cell, context, weights, rows if self.rows is None else self.rows[rows])
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Hidden states (U, hops, d), each once and only if it goes on; and which of them each row (B,) has."""
+        if self.rows is None:
+            return self.hidden, None
+        used, rows = self.rows.unique(return_inverse=True)
+        return self.hidden.index_select(0, used), rows
+
+    def unfolded(self) -> Tensor:
+        """Hidden states of each row (B, hops, d)."""
+        return self.hidden if self.rows is None else self.hidden.index_select(0, self.rows)
 
 
 class Speller(nn.Module):
@@ -99,7 +123,9 @@ class Speller(nn.Module):
         """Make single steps on the CPU quicker, with weights rounded to fp16; training mode undoes it."""
         self.eval()
         if PackedCell.available():
-            self._packed = [PackedCell(lstm) for lstm in self.lstms]  # type: ignore[arg-type]
+            first, *others = self.lstms
+            inputs = self.embedding.weight if first.input_size == self.config.embedding else None
+            self._packed = [PackedCell(first, inputs), *(PackedCell(lstm) for lstm in others)]  # type: ignore[arg-type]
         return self
 
     def train(self, mode: bool = True) -> Speller:
@@ -115,14 +141,22 @@ class Speller(nn.Module):
     def memory(self, h: Tensor, lengths: Tensor) -> Memory:
         """Encoder states (B, N, d) with lengths (B,) >= 1 -> what every step needs."""
         last = h[torch.arange(h.shape[0], device=h.device), lengths - 1]
-        return Memory(h, length_mask(lengths, h.shape[1]), tuple(a.keys(h) for a in self.attentions), last)
+        keys = tuple(a.keys(h) for a in self.attentions)
+        values = [h for _ in keys]
+        if keys and not self.config.input_feeding:
+            # The last a_t goes to the output alone, W [a_t ; s_t], and W_a a_t = sum_i alpha_i W_a h_i has V numbers.
+            values[-1] = nn.functional.linear(h, self.output.weight[:, : self.config.d])
+        return Memory(h, length_mask(lengths, h.shape[1]), keys, tuple(values), last)
 
     def start(self, memory: Memory) -> SpellerState:
         """The state before the first character: zeros, or C where the context is fixed or Cho's."""
         batch, frames, d = memory.h.shape
         zeros = memory.h.new_zeros(batch, self.config.hops, d)
         hidden = zeros if self.config.context == "attention" else memory.last[:, None].expand_as(zeros)
-        return SpellerState(hidden, zeros, zeros[:, 0], memory.h.new_zeros(batch, self.config.hops, frames))
+        context = zeros[:, 0, : d if self.config.input_feeding else 0]
+        looks_back = any(a.sequential for a in self.attentions)
+        weights = memory.h.new_zeros(batch, self.config.hops if looks_back else 1, frames)
+        return SpellerState(hidden, zeros, context, weights)
 
     def step(self, characters: Tensor, memory: Memory, state: SpellerState) -> tuple[Tensor, SpellerState]:
         """Characters (B,) just written -> logits (B, V) of the next one, and the new state.
@@ -149,6 +183,15 @@ class Speller(nn.Module):
             weight_steps.append(weights)
         return torch.cat(steps, dim=1), torch.cat(weight_steps, dim=1)  # type: ignore[arg-type]
 
+    def _lstm(self, hop: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs (B, U, .) of one hop, states (B, d) -> outputs (B, U, d) and the states after the last."""
+        layer: nn.LSTM = self.lstms[hop]  # type: ignore[assignment]
+        if x.shape[1] == 1:  # a third of the time that one step of nn.LSTM takes on CPU
+            h, c = torch.lstm_cell(x[:, 0], (h, c), *layer.all_weights[0])
+            return h[:, None], h, c
+        s, (h, c) = run_lstm(layer, x, (h[None].contiguous(), c[None].contiguous()))
+        return s, h[0], c[0]
+
     def _run(
         self, characters: Tensor, memory: Memory, state: SpellerState
     ) -> tuple[Tensor, Tensor | None, SpellerState]:
@@ -157,45 +200,51 @@ class Speller(nn.Module):
         rows, steps = characters.shape
         batch, frames, d = memory.h.shape
         x = self.dropout(self.embedding(characters))  # (B, U, E)
-        last = memory.last if rows == batch else memory.last.repeat_interleave(rows // batch, dim=0)
-        c_vector = last[:, None].expand(-1, steps, -1)
+        c_vector = x  # only Cho's context is given at every step
         if c.input_feeding:
             x = torch.cat([x, state.context[:, None].to(x.dtype)], dim=-1)
         elif c.context == "cho":
+            last = memory.last if rows == batch else memory.last.repeat_interleave(rows // batch, dim=0)
+            c_vector = last[:, None].expand(-1, steps, -1)
             x = torch.cat([x, c_vector.to(x.dtype)], dim=-1)
+        packed = self._packed if steps == 1 and x.dtype == torch.float32 and not x.is_cuda else []
+        old, repeats = state.folded() if packed else (state.unfolded(), None)
         hidden, cell, weights, alpha = [], [], [], None
-        context = state.context
-        for hop, lstm in enumerate(self.lstms):
-            if steps == 1:  # a third of the time that one step of nn.LSTM takes on CPU
-                before = (state.hidden[:, hop], state.cell[:, hop])
-                if self._packed and x.dtype == torch.float32 and not x.is_cuda:
-                    h_n, c_n = self._packed[hop](x[:, 0], *before)
-                else:
-                    h_n, c_n = torch.lstm_cell(x[:, 0], before, *lstm.all_weights[0])  # type: ignore[index]
+        for hop in range(c.hops):
+            if packed:
+                inputs = x if packed[hop].products is None else characters
+                h_n, c_n = packed[hop](inputs[:, 0], old[:, hop], state.cell[:, hop], repeats)
                 s = h_n[:, None]
             else:
-                initial = (state.hidden[:, hop].unsqueeze(0).contiguous(), state.cell[:, hop].unsqueeze(0).contiguous())
-                s, (h_n, c_n) = run_lstm(lstm, x, initial)  # type: ignore[arg-type]  # (B, U, d)
-                h_n, c_n = h_n[0], c_n[0]
+                s, h_n, c_n = self._lstm(hop, x, old[:, hop], state.cell[:, hop])
             hidden.append(h_n)
             cell.append(c_n)
             s = self.dropout(s)
             if c.context == "attention":
-                previous = state.weights[:, hop]
+                attention, values, keys = self.attentions[hop], memory.values[hop], memory.keys[hop]
                 # The K hypotheses of an utterance are K queries of its one memory, which is not copied.
                 queries = s.reshape(batch, -1, d)
-                a, alpha = self.attentions[hop](queries, memory.h, memory.mask, memory.keys[hop], previous)
-                a, alpha = a.reshape(rows, steps, d), alpha.reshape(rows, steps, frames)
-                weights.append(alpha[:, -1])
-                context = a[:, -1]
-                x = torch.cat([a, s], dim=-1)  # [a_t ; s_t]
+                weighs = attention.sequential or hop + 1 == c.hops  # whether its weights are of use to anyone
+                if packed and not weighs:
+                    a = attention.contexts(queries, values, memory.mask, keys)
+                else:
+                    previous = state.weights[:, hop] if attention.sequential else None
+                    a, alpha = attention(queries, values, memory.mask, keys, previous)
+                    alpha = alpha.reshape(rows, steps, frames)
+                    weights += [alpha[:, -1]] if weighs else []
+                a = a.reshape(rows, steps, -1)
+                if values is memory.h:
+                    x = torch.cat([a, s], dim=-1)  # [a_t ; s_t]
             else:
                 x = torch.cat([c_vector.to(s.dtype), s], dim=-1) if c.context == "cho" else s
         state = replace(
             state,
             hidden=torch.stack(hidden, 1),
             cell=torch.stack(cell, 1),
-            context=context,
+            context=a[:, -1] if c.input_feeding else state.context,
             weights=torch.stack(weights, 1) if weights else state.weights,
+            rows=None,
         )
+        if weights and not c.input_feeding:
+            return a + nn.functional.linear(s, self.output.weight[:, d:], self.output.bias), alpha, state
         return self.output(x), alpha, state

@@ -108,8 +108,11 @@ CONFIGS = {
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("speller", [SPELLERS["two hops"], SPELLERS["input feeding"], SPELLERS["location"]])
-def test_batched_is_one_by_one(config: DecodingConfig, speller: dict[str, Any]) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_batched_is_one_by_one(config: DecodingConfig, speller: dict[str, Any], packed: bool) -> None:
     model, lm = make_model(**speller), Bigrams(32)
+    if packed:
+        model.speller.pack()
     h, lengths = random_states(LENGTHS)
     h[~(torch.arange(h.shape[1]) < lengths[:, None])] = 50.0  # what stands on padding does not matter
     together = beam_search(model, h, lengths, config, TOKENIZER, lm)

@@ -95,6 +95,21 @@ def test_ctc_forbids_what_the_frames_cannot_hold() -> None:
     assert scores[0, B] > -math.inf
 
 
+def test_ctc_prefix_of_as_many_characters_as_frames() -> None:
+    logits = torch.randn(1, 26, 6, generator=torch.Generator().manual_seed(0))
+    scores, gained = follow(CtcPrefixScorer(nn.Identity(), 1.0), logits, torch.tensor([26]), (A, B) * 13)
+    only_path = logits[0].double().log_softmax(-1)[range(26), [A, B] * 13].sum().item()
+    assert gained.item() == pytest.approx(only_path, abs=1e-4)
+    assert scores[0, EOS].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_ctc_prefixes_of_more_characters_than_frames() -> None:
+    logits = torch.randn(1, 9, 6, generator=torch.Generator().manual_seed(0))
+    scores, gained = follow(CtcPrefixScorer(nn.Identity(), 1.0), logits, torch.tensor([9]), (A, B) * 12)
+    assert gained.item() == -math.inf
+    assert (scores == -math.inf).all()
+
+
 def test_ctc_padding_and_neighbours_change_nothing() -> None:
     logits = 3 * torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(4))
     lengths = torch.tensor([20, 11, 5])

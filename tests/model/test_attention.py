@@ -30,6 +30,13 @@ def test_what_stands_in_the_padding_does_not_matter(name):
     torch.testing.assert_close(attention(s, changed, MASK)[0], attention(s, h, MASK)[0])
 
 
+@pytest.mark.parametrize("name", [name for name, attention in ATTENTIONS.items() if not attention.sequential])
+def test_contexts_alone_are_those_with_weights(name):
+    attention = ATTENTIONS[name](8)
+    s, h = 3 * torch.randn(2, 5, 8), torch.randn(2, 6, 8)
+    torch.testing.assert_close(attention.contexts(s, h, MASK, attention.keys(h)), attention(s, h, MASK)[0])
+
+
 def test_dot_product_by_hand():
     # e = [s.h1, s.h2] = [1, 3]; alpha = softmax; a = alpha1 h1 + alpha2 h2
     s, h = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])

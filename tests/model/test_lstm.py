@@ -72,5 +72,9 @@ def test_packed_cell_equals_lstm_cell_with_fp16_weights():
     found = cell(x, h, c)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    by_number = PackedCell(layer, x)(torch.arange(3), h, c)
+    shared = cell(x, torch.cat([h[1:], h[:1]]), c, torch.tensor([2, 0, 1]))
+    for ours in (by_number, shared):
+        torch.testing.assert_close(ours, found, atol=1e-6, rtol=1e-6)
     alone = cell(x[1:2], h[1:2], c[1:2])
     torch.testing.assert_close(alone[0], found[0][1:2], atol=1e-6, rtol=1e-6)

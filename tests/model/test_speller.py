@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from asr.model import EncoderConfig, ListenAttendSpell, ModelConfig, Speller, SpellerConfig
+from asr.model.lstm import PackedCell
 
 VARIANTS = {
     "attention": {},
@@ -48,6 +49,40 @@ def test_alone_equals_in_a_batch(settings, batch):
     together, _ = speller(characters, speller.memory(h, lengths))
     alone, _ = speller(characters[1:], speller.memory(h[1:, :4], lengths[1:]))
     torch.testing.assert_close(alone[0], together[1])
+
+
+@pytest.mark.skipif(not PackedCell.available(), reason="needs FBGEMM (x86-64)")
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_packed_steps_of_hypotheses_with_one_parent(settings, batch):
+    h, lengths, _ = batch
+    speller = make(**settings).half().float()  # packing rounds nothing
+    own_memory = torch.arange(2).repeat_interleave(3)
+    found = {}
+    for packed in (False, True):
+        memory = speller.memory(h, lengths).select(own_memory)
+        state, steps = speller.start(memory), []
+        for characters, parents in (
+            ([1] * 6, [0, 0, 2, 3, 5, 5]),
+            ([3, 4, 5, 5, 6, 3], [1, 1, 1, 4, 3, 3]),
+            ([8] * 6, []),
+        ):
+            logits, state = speller.step(torch.tensor(characters), memory, state)
+            steps.append((logits, state.weights))
+            state = state.select(torch.tensor(parents, dtype=torch.long))
+        found[packed] = steps
+        speller.pack()
+    for ours, expected in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_selecting_rows_of_selected_rows(batch):
+    h, lengths, characters = batch
+    speller = make()
+    memory = speller.memory(h, lengths)
+    _, state = speller.step(characters[:, 0], memory, speller.start(memory))
+    twice = state.select(torch.tensor([1, 0, 1])).select(torch.tensor([2, 1]))
+    assert torch.equal(twice.unfolded(), state.hidden[[1, 0]])
+    assert torch.equal(twice.cell, state.cell[[1, 0]])
 
 
 def test_only_input_feeding_and_location_need_a_loop():
