@@ -104,7 +104,10 @@ def transcribe(
     ] = False,
     beam: Beam = None,
     lm_weight: LmWeight = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Segments decoded together; more is faster.")] = 16,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Segments decoded together; more is faster.", show_default="32, or 256 / beam"),
+    ] = None,
     vad: Annotated[
         bool, typer.Option("--vad/--no-vad", help="Leave out what is no speech, or only what is silence.")
     ] = True,

@@ -37,6 +37,7 @@ __all__ = [
 ASSETS = Path(__file__).parent / "assets"
 DEFAULT_MODEL = "mini"  # a folder of ASSETS
 BLOCK_SECONDS = 30.0  # audio read at a time
+MAX_BATCH, MAX_ROWS = 32, 256  # segments, and hypotheses, decoded together unless said otherwise; more gains little
 BATCHES_AHEAD = 4  # so many batches of segments are collected and sorted by length, so that little of them is padding
 
 
@@ -96,6 +97,7 @@ class Transcriber:
         bundle: the model.
         decoding: how to search; by default the preset `greedy_ctc`, with a language model only if its `lm_weight` asks.
         batch_size: segments decoded together, also those of different sources; more is faster and takes more memory.
+            By default 32, or as many as make 256 hypotheses.
         words: whether transcripts have word times and confidences, which cost a little more.
         vad: whether a voice activity detector says where speech is. Otherwise whatever is not silence counts, as it
             does where the model's sample rate is not the detector's 16 kHz.
@@ -113,7 +115,7 @@ class Transcriber:
         bundle: Bundle,
         decoding: DecodingConfig | None = None,
         *,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         words: bool = False,
         vad: bool = True,
         segmentation: SegmenterConfig | None = None,
@@ -121,7 +123,7 @@ class Transcriber:
     ) -> None:
         self.bundle = bundle
         self.decoding = decoding or PRESETS["greedy_ctc"]
-        self.batch_size = batch_size
+        self.batch_size = batch_size or max(1, min(MAX_BATCH, MAX_ROWS // self.decoding.beam))
         self.words = words
         self.vad = vad and self.sample_rate == SileroVad.sample_rate
         self.segmentation = segmentation or SegmenterConfig()
@@ -388,7 +390,7 @@ def load_model(
     path: str | Path | None = None,
     device: str = "auto",
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     words: bool = False,
     vad: bool = True,
     segmentation: SegmenterConfig | None = None,

@@ -25,15 +25,12 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import soundfile
-from rich.console import Console
-from rich.table import Table
 
-from asr.corpus.dataset import cut_text, load_cuts
 from asr.errors import AsrError
-from asr.tokenizer import normalize_text
+
+# What only the side that measures needs is imported there: the systems' own start-up is measured.
 
 RATE = 16_000
 PAUSES = (0.3, 2.0)  # s
@@ -57,6 +54,8 @@ def write_recording(cuts: list[Any], minutes: float, folder: Path, seed: int = 1
 
     Returns the utterances' paths in order (one that is said again stands there again), the text, and the seconds.
     """
+    from asr.corpus.dataset import cut_text
+
     rng = np.random.default_rng(seed)
     paths: list[Path] = []
     texts: list[str] = []
@@ -137,6 +136,8 @@ def measure(system: str, options: argparse.Namespace, reference: str, seconds: f
     Raises:
         AsrError: it fails.
     """
+    import jiwer
+
     command = [sys.executable, __file__, "--child", system, "--recording", str(options.recording)]
     command += ["--utterances", str(options.utterances), "--threads", str(options.threads)]
     for name in ("model", "whisper"):
@@ -167,10 +168,14 @@ def measure(system: str, options: argparse.Namespace, reference: str, seconds: f
 
 def _words(text: str) -> str:
     """As references and everybody's output are compared: upper case, numbers spelled out, no punctuation."""
+    from asr.tokenizer import normalize_text
+
     return normalize_text(text).replace("'", "")
 
 
 def run(options: argparse.Namespace, systems: list[str]) -> Iterator[Result]:
+    from asr.corpus.dataset import load_cuts
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cuts = load_cuts(options.manifests, [options.subset])
@@ -214,6 +219,9 @@ def main(arguments: list[str] | None = None) -> None:
         results_ = [asdict(result) for result in results]
         print(json.dumps({"seconds": options.seconds, "threads": options.threads, "results": results_}))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     title = f"{options.seconds / 60:.1f} minutes of {options.subset}, {options.threads} thread(s)"
     table = Table(title=title, title_justify="left")
     for heading in ("system", "WER", "S / D / I", "real-time factor", "in processor time", "peak memory"):
