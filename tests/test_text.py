@@ -95,6 +95,9 @@ def test_transcripts_lose_their_ids(tmp_path):
     assert list(read_sentences(tmp_path / "speech")) == ["ONE TWO", "THREE"]
     trn = write(tmp_path / "ref.trn", ["ONE TWO (1-2-0000)", "THREE (spk_a)"])
     assert list(read_sentences(trn)) == ["ONE TWO", "THREE"]
+    supervisions = tmp_path / "supervisions_toy.jsonl.gz"
+    supervisions.write_bytes(gzip.compress(b'{"id": "a", "text": "ONE TWO"}\n{"id": "b", "text": "THREE"}\n'))
+    assert list(read_sentences(supervisions)) == ["ONE TWO", "THREE"]
 
 
 def test_sentences_that_share_eight_words_with_evaluation_transcripts_are_dropped(tmp_path):
@@ -138,6 +141,9 @@ def test_a_damaged_archive_and_an_empty_text_say_so(tmp_path):
     path.write_bytes(lzma.compress(b"ONE TWO\n" * 10_000)[:-20])
     with pytest.raises(CorpusError, match="cannot be read"):
         prepare_text([path], tmp_path / "out")
+    for line in ('{"id": "a"}', "ONE TWO", "[1]"):
+        with pytest.raises(CorpusError, match=r"cuts.jsonl: a line is no JSON with a text"):
+            prepare_text([write(tmp_path / "cuts.jsonl", [line])], tmp_path / "out")
     with pytest.raises(CorpusError, match="no sentence is left for train"):
         prepare_text([write(tmp_path / "empty.txt", ["", "--"])], tmp_path / "out")
     (tmp_path / "nothing").mkdir()

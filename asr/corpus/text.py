@@ -56,7 +56,8 @@ def read_sentences(path: str | Path) -> Iterator[str]:
     """The lines of a text, as they stand there; a folder stands for its transcripts or, without any, its texts.
 
     Any file may be compressed (`.xz`, `.gz`). What names the utterance goes: the first column of LibriSpeech's
-    `*.trans.txt`, and NIST's `(ID)` at the end of the lines of a `*.trn`.
+    `*.trans.txt`, NIST's `(ID)` at the end of the lines of a `*.trn`, and all but the text of lhotse's
+    `supervisions_*.jsonl`, which `prepare.py` of a corpus writes.
 
     Raises:
         CorpusError: there is no such file or folder, or it cannot be read.
@@ -66,15 +67,23 @@ def read_sentences(path: str | Path) -> Iterator[str]:
         try:
             with _open(file) as lines:
                 for raw in lines:
-                    line = raw.decode("utf-8", errors="replace").strip()
-                    if name.endswith(".trans.txt"):
-                        line = line.partition(" ")[2]
-                    elif name.endswith(".trn"):
-                        line = _TRN_ID.sub("", line)
-                    yield line
+                    yield _said(name, raw.decode("utf-8", errors="replace").strip())
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorpusError(f"{file}: a line is no JSON with a text; name a supervisions_*.jsonl.gz") from error
         except (OSError, EOFError, lzma.LZMAError) as error:
             detail = getattr(error, "strerror", None) or error
             raise CorpusError(f"{file}: cannot be read ({detail}); copy it again") from error
+
+
+def _said(name: str, line: str) -> str:
+    """A line of a file of that name, without what names the utterance."""
+    if name.endswith(".trans.txt"):
+        return line.partition(" ")[2]
+    if name.endswith(".trn"):
+        return _TRN_ID.sub("", line)
+    if name.endswith(".jsonl"):
+        return str(json.loads(line)["text"])
+    return line
 
 
 def _files(path: Path) -> list[Path]:
