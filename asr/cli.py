@@ -126,7 +126,7 @@ def transcribe(
     formats = parse_formats(format)
     files = find_audio(audio, recursive)
     _check_output_options(formats, len(files), output_dir, skip_existing, nbest)
-    outputs = output_paths(files, output_dir) if output_dir else [Path(file.name).name for file in files]
+    outputs = output_paths(files, output_dir) if output_dir else [Path(file.name).stem for file in files]
     wanted = list(zip(files, outputs, strict=True))
     if skip_existing:
         wanted = [(f, o) for f, o in wanted if not all(Path(f"{o}.{suffix}").exists() for suffix in formats)]
