@@ -208,8 +208,9 @@ def _plotter(recogniser: Transcriber, outputs: Mapping[str, str]) -> Callable[..
     """A drawing of each segment, beside the results of its file."""
     from asr.plots import plot_attention, save_figure
 
-    if recogniser.bundle.model.config.speller.context != "attention":
-        raise ConfigError(f"--plot: {recogniser.bundle.name} does not attend; its speller's context is fixed")
+    context = recogniser.bundle.model.config.speller.context
+    if context != "attention":
+        raise ConfigError(f"--plot: {recogniser.bundle.name} does not attend; its speller's context is {context}")
     frontend = recogniser.bundle.frontend.config
 
     def draw(name: str, segment: Segment, best: Hypothesis, frames: torch.Tensor) -> None:
