@@ -137,7 +137,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError, ConfigError) as error:
         detail = " ".join(str(error).split())
         raise ModelError(f"{folder / 'config.yaml'}: damaged or not a model's settings ({detail})") from error
-    normalizer = Normalizer(frontend.n_mels)
+    normalizer = Normalizer(frontend.n_mels, frontend.mean_prior / frontend.hop)
     try:
         tensors = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
     except (SafetensorError, OSError) as error:

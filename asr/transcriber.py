@@ -159,7 +159,7 @@ class Transcriber:
         padded = frames[0].new_zeros(len(frames), int(lengths.max()), frames[0].shape[1])
         for row, f in zip(padded, frames, strict=True):
             row[: len(f)] = f
-        return self.bundle.model.encoder(padded, lengths)
+        return self.bundle.model.listen(padded, lengths, self.decoding.phases)
 
     def search(self, h: torch.Tensor, lengths: torch.Tensor) -> list[list[Hypothesis]]:
         """Encoder states (B, N, d), lengths (B,) -> the n best hypotheses of each."""

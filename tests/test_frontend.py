@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from asr.frontend import LOG_FLOOR, FrontendConfig, LogMel, Normalizer, SpecAugment, SpecAugmentConfig
+from asr.frontend import LOG_FLOOR, FrontendConfig, LogMel, Normalizer, SpecAugment, SpecAugmentConfig, warp_bands
 
 
 def test_log_mel_is_librosas():
@@ -72,3 +72,67 @@ def test_spec_augment_masks_are_whole_bands_and_whole_steps_within_their_limits(
 def test_spec_augment_is_drawn_for_each_utterance():
     masked = SpecAugment().train()(torch.ones(8, 300, 80), torch.full((8,), 300))
     assert len({tuple((row == 0).all(0).tolist()) for row in masked}) > 1
+
+
+def tone(hertz):
+    return LogMel()(0.3 * torch.sin(2 * torch.pi * hertz * torch.arange(16000) / 16000))[50]
+
+
+@pytest.mark.parametrize("hertz", [400.0, 900.0, 1500.0, 3000.0])
+@pytest.mark.parametrize("factor", [0.85, 1.0, 1.15])
+def test_warped_bands_are_those_of_a_higher_tone(hertz, factor):
+    warped = warp_bands(tone(hertz)[None, None], torch.tensor([factor]), 16000)[0, 0]
+    assert abs(int(warped.argmax()) - int(tone(hertz * factor).argmax())) <= 1
+
+
+def test_warping_by_1_changes_nothing_and_rows_have_factors_of_their_own():
+    frames = torch.randn(3, 7, 80)
+    warped = warp_bands(frames, torch.tensor([1.0, 0.9, 1.1]), 16000)
+    torch.testing.assert_close(warped[0], frames[0], atol=1e-4, rtol=1e-4)
+    for row, factor in ((1, 0.9), (2, 1.1)):
+        alone = warp_bands(frames[row : row + 1], torch.tensor([factor]), 16000)
+        assert not torch.allclose(warped[row], frames[row], atol=0.1)
+        torch.testing.assert_close(warped[row], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_perturb_draws_a_gain_and_a_voice_for_each_utterance_in_training_only():
+    frames = torch.randn(4, 9, 80)
+    module = SpecAugment(SpecAugmentConfig(gain=6.0))
+    change = module.train().perturb(frames, 16000) - frames
+    by_row = change.mean((1, 2))
+    torch.testing.assert_close(change, by_row[:, None, None].expand_as(change), atol=1e-4, rtol=1e-4)
+    assert by_row.unique().numel() == 4
+    assert by_row.abs().max() <= 6 * np.log(10) / 10
+    assert torch.equal(module.eval().perturb(frames, 16000), frames)
+    assert torch.equal(SpecAugment(SpecAugmentConfig()).train().perturb(frames, 16000), frames)
+    moved = SpecAugment(SpecAugmentConfig(vocal_tract=0.1)).train().perturb(frames[:1].expand(2, -1, -1), 16000)
+    assert not torch.allclose(moved[0], moved[1])
+    for wrong in ({"gain": -1.0}, {"vocal_tract": 0.5}, {"vocal_tract": -0.1}):
+        with pytest.raises(ValueError, match=r"gain|vocal_tract"):
+            SpecAugmentConfig(**wrong)
+
+
+def test_an_utterances_own_mean_counts_as_much_as_it_has_frames():
+    torch.manual_seed(0)
+    frames, lengths = torch.randn(2, 60, 4) + 5, torch.tensor([60, 20])
+    normalizer = Normalizer(4, prior=30)
+    normalizer.mean.fill_(1.0)
+    normalizer.std.fill_(2.0)
+    padded = frames.clone()
+    padded[1, 20:] = 1e3  # has no influence on the rest
+    both = normalizer(padded, lengths)
+    for row, n in enumerate(lengths.tolist()):
+        x = frames[row, :n]
+        expected = (x - (x.sum(0) + 30 * 1.0) / (n + 30)) / 2
+        torch.testing.assert_close(both[row, :n], expected)
+        torch.testing.assert_close(normalizer(x), expected)
+    torch.testing.assert_close(Normalizer(4, prior=0.0)(frames[0]).mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    assert Normalizer(4, prior=30)(torch.zeros(0, 4)).shape == (0, 4)
+    with pytest.raises(ValueError, match="mean_prior must not be negative"):
+        FrontendConfig(mean_prior=-1.0)
+
+
+def test_louder_or_through_another_microphone_is_the_same_with_prior_0():
+    frames = torch.randn(1, 50, 4)
+    normalizer = Normalizer(4, prior=0.0)
+    torch.testing.assert_close(normalizer(frames + torch.randn(4)), normalizer(frames), atol=1e-5, rtol=1e-4)

@@ -278,7 +278,8 @@ class FeatureCache:
 
     @staticmethod
     def _folder(folder: str | Path, cuts: Sequence[MonoCut], keys: Sequence[Key], frontend: FrontendConfig) -> Path:
-        described = json.dumps([asdict(frontend), keys, [(c.duration, c.recording.sources[0].source) for c in cuts]])
+        features = {k: v for k, v in asdict(frontend).items() if k != "mean_prior"}  # which is about normalisation
+        described = json.dumps([features, keys, [(c.duration, c.recording.sources[0].source) for c in cuts]])
         return Path(folder) / f"features-{hashlib.sha1(described.encode()).hexdigest()[:12]}"
 
     @staticmethod

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from asr.decoding.greedy import ctc_greedy
 from asr.decoding.scorers import (
@@ -38,6 +39,9 @@ from asr.model.las import ListenAttendSpell
 from asr.tokenizer import CharTokenizer
 
 __all__ = ["PRESETS", "DecodingConfig", "Hypothesis", "beam_search"]
+
+
+HASH = 1_000_003  # words are told apart by a polynomial of their characters modulo 2^64
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,14 @@ class DecodingConfig:
     max_length_ratio: float = 0.0  # EOS at this many times the characters of CTC's best path; 0: at N characters
     max_repeats: int = 0  # no unit of characters more often than this in a row ("been plied been plied"); 0: off
     repeat_span: int = 40  # longest such unit that is noticed, in characters
+    phases: int = 1  # times the encoder hears the utterance, each time one frame on; the search sees the mean of h
+    merge_words: int = 0  # hypotheses alike in this many last words are one, the better goes on; 0: never
 
     def __post_init__(self) -> None:
         if self.beam < 1:
             raise ValueError(f"beam must be at least 1, got {self.beam}")
+        if self.phases < 1:
+            raise ValueError(f"phases must be at least 1, got {self.phases}")
         if not 1 <= self.nbest <= self.beam:
             raise ValueError(f"nbest must be 1 .. beam ({self.beam}), got {self.nbest}")
         for name in ("ctc_weight", "eos_threshold"):
@@ -83,6 +91,7 @@ class DecodingConfig:
             "min_length_ratio",
             "max_length_ratio",
             "max_repeats",
+            "merge_words",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -166,7 +175,9 @@ def beam_search(
     if len(spoken) < len(lengths):
         h, lengths = h[spoken], lengths[spoken]
     shortest, longest = _length_limits(model, h, lengths, config)
-    search = _Search(scorers, h, lengths, shortest, longest, model.config.speller.vocabulary, config)
+    vocabulary = model.config.speller.vocabulary
+    space = tokenizer.space_id if config.merge_words else None
+    search = _Search(scorers, h, lengths, shortest, longest, vocabulary, config, space)
     search.run()
     for i, hypotheses in zip(spoken.tolist(), search.read(tokenizer), strict=True):
         results[i] = hypotheses
@@ -247,8 +258,10 @@ class _Search:
         longest: Tensor,
         vocabulary: int,
         config: DecodingConfig,
+        space: int | None,
     ) -> None:
         batch, device = h.shape[0], h.device
+        self.space = space
         self.scorers, self.config, self.lengths = scorers, config, lengths
         self.shortest, self.longest = shortest[:, None], longest[:, None]  # (B', 1)
         self.states = [scorer.start(h, lengths, config.beam) for scorer in scorers]
@@ -259,6 +272,8 @@ class _Search:
         self.never = self.score.new_zeros(vocabulary)  # (V,) what is not written
         self.never[[CharTokenizer.blank_id, CharTokenizer.bos_id, CharTokenizer.unk_id]] = -math.inf
         self.past: list[_Written] = []
+        # (B', K, 1 + merge_words) numbers that stand for the word at work and the ones before it, the last first
+        self.words = self.tokens.new_zeros(batch, config.beam, 1 + config.merge_words)
         # Finished hypotheses of the open utterances, the best first: (B', F) each; and of all utterances.
         self.ended = self.score.new_full((batch, config.nbest), -math.inf)
         self.ended_length = torch.zeros_like(self.ended, dtype=torch.long)
@@ -305,8 +320,12 @@ class _Search:
         beam, (batch, _, vocabulary) = self.config.beam, gain.shape
         total = (self.score[..., None] + gain).view(batch, -1)
         # At most K of them end, so K that go on are among the best 2 K. What ends counts if it is among the best K.
-        score, choice = total.topk(min(2 * beam, total.shape[1]))
+        # Of those that go on, merging may leave less than K, in the worst case; the beam is narrower then for a step.
+        score, choice = total.topk(min((4 if self.config.merge_words else 2) * beam, total.shape[1]))
         parent, token = choice // vocabulary, choice % vocabulary
+        if self.config.merge_words:
+            score, order = self._merge(score, parent, token).topk(min(2 * beam, score.shape[1]))
+            parent, token = parent.gather(1, order), token.gather(1, order)
         ends = token == CharTokenizer.eos_id
         if ends.any():  # rarely
             self._end(score[:, :beam].masked_fill(~ends[:, :beam], -math.inf), parent[:, :beam], step.position)
@@ -314,6 +333,8 @@ class _Search:
             parent, token = parent.gather(1, order), token.gather(1, order)
         self.score, parent, token = score[:, :beam], parent[:, :beam], token[:, :beam]
         self.past.append(_Written(self.utterances, parent, token, self.score, step.attention))
+        if self.config.merge_words:
+            self.words = self._words(parent, token)
 
         remaining = self.longest - step.position - 1
         hope = self.score  # the most that each can still reach
@@ -336,6 +357,19 @@ class _Search:
         self.tokens = token.flatten()
         self.states = [s.select(state, rows, self.tokens) for s, state in zip(self.scorers, self.states, strict=True)]
 
+    def _words(self, parent: Tensor, token: Tensor) -> Tensor:
+        """`self.words` of the continuations (B', C) of `parent` by `token`: (B', C, 1 + merge_words)."""
+        words = self.words.gather(1, parent[..., None].expand(-1, -1, self.words.shape[2]))
+        going_on = torch.cat([words[..., :1] * HASH + token[..., None], words[..., 1:]], dim=-1)
+        next_word = functional.pad(words[..., :-1], (1, 0))
+        return torch.where((token == self.space)[..., None], next_word, going_on)
+
+    def _merge(self, score: Tensor, parent: Tensor, token: Tensor) -> Tensor:
+        """Scores (B', C) of continuations, the best first, with -inf for those that end as a better one does."""
+        words = self._words(parent, token)
+        alike = (words[:, :, None] == words[:, None]).all(-1).tril(-1)  # (B', C, C): row i ends as the better j does
+        return score.masked_fill(alike.any(2) & (token != CharTokenizer.eos_id), -math.inf)
+
     def _end(self, score: Tensor, parent: Tensor, length: int) -> None:
         """Let these (B', K) join the finished ones, and the best of all stay."""
         count = self.ended.shape[1]
@@ -353,6 +387,7 @@ class _Search:
             return
         self.score, self.shortest, self.longest = self.score[open_], self.shortest[open_], self.longest[open_]
         self.ended, self.ended_length = self.ended[open_], self.ended_length[open_]
+        self.words = self.words[open_]
         self.ended_parent = self.ended_parent[open_]
         self.states = [s.keep(state, open_) for s, state in zip(self.scorers, self.states, strict=True)]
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from asr.model.encoder import EncoderConfig, PyramidalEncoder
+from asr.model.encoder import EncoderConfig, PyramidalEncoder, length_mask
 from asr.model.speller import Speller, SpellerConfig
 
 __all__ = ["LasOutput", "ListenAttendSpell", "ModelConfig"]
@@ -41,6 +42,30 @@ class ListenAttendSpell(nn.Module):
         h, lengths = self.encoder(frames, lengths)
         logits, weights = self.speller(characters, self.speller.memory(h, lengths))
         return LasOutput(logits, weights, self.ctc(h), lengths)
+
+    def listen(self, frames: Tensor, lengths: Tensor, phases: int = 1) -> tuple[Tensor, Tensor]:
+        """Normalised frames (B, T, n_mels), lengths (B,) -> h (B, N, d) and lengths (B,), as the encoder has them.
+
+        Which frames the pyramid joins depends on where a recording happens to begin. With `phases` above 1 the
+        utterance is heard so often, each time moved on by one frame, and h is the mean: a small ensemble of one model,
+        whose members' errors differ. More phases than the encoder's reduction bring nothing new.
+        """
+        if phases == 1:
+            return self.encoder(frames, lengths)
+        batch, time, _ = frames.shape
+        frames = frames * length_mask(lengths, time)[..., None]
+        ahead = (phases - 1) // 2  # as many move it forward as back, or one less, so that times stay where they were
+        heard = frames.new_zeros(phases, batch, time + phases, frames.shape[2])
+        for row, shift in zip(heard, range(-ahead, phases - ahead), strict=True):
+            if shift < 0:
+                row[:, : time + shift] = frames[:, -shift:]
+            else:
+                row[:, :shift] = frames[:, :1]
+                row[:, shift : shift + time] = frames
+        later = torch.arange(-ahead, phases - ahead, device=lengths.device).clamp_min(0)
+        h, _ = self.encoder(heard.flatten(0, 1), (lengths + later[:, None]).flatten())
+        lengths = self.encoder.output_lengths(lengths)
+        return h.unflatten(0, (phases, batch))[:, :, : int(lengths.max())].mean(0), lengths
 
     @property
     def num_parameters(self) -> int:

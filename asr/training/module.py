@@ -162,7 +162,7 @@ class LasModule(lightning.LightningModule):
         self.frontend = frontend
         self.tokenizer = tokenizer
         self.model = ListenAttendSpell(model)
-        self.normalizer = Normalizer(frontend.n_mels)
+        self.normalizer = Normalizer(frontend.n_mels, frontend.mean_prior / frontend.hop)
         self.spec_augment = SpecAugment(training.spec_augment)
         self.save_hyperparameters(
             {"model": to_mapping(model), "training": to_mapping(training), "frontend": to_mapping(frontend)}
@@ -282,7 +282,8 @@ class LasModule(lightning.LightningModule):
         return c.scheduled_sampling * min(1.0, max(0.0, self.epochs_done - c.ctc_only_epochs) / max(epochs, 1e-9))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        frames = self.spec_augment(self.normalizer(batch.frames), batch.lengths)
+        frames = self.spec_augment.perturb(batch.frames, self.frontend.sample_rate)
+        frames = self.spec_augment(self.normalizer(frames, batch.lengths), batch.lengths)
         if self.epochs_done < self.settings.ctc_only_epochs:
             return self._ctc_step(frames, batch)
         h, lengths = self.model.encoder(frames, batch.lengths)
@@ -367,7 +368,7 @@ class LasModule(lightning.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._note_shape(batch)
         size = len(batch.ids)
-        h, lengths = self.model.encoder(self.normalizer(batch.frames), batch.lengths)
+        h, lengths = self.model.encoder(self.normalizer(batch.frames, batch.lengths), batch.lengths)
         logits, _ = self.model.speller(batch.characters[:, :-1], self.model.speller.memory(h, lengths))
         ctc_logits = self.model.ctc(h)
         attention, ctc = joint_loss(logits, ctc_logits, lengths, batch.characters, batch.character_lengths)

@@ -34,7 +34,9 @@ class AttentionPlots(Callback):
         last = trainer.num_val_batches[0] - 1
         if batch_idx != last or trainer.sanity_checking or trainer.logger is None or not trainer.is_global_zero:
             return  # the last batch holds the shortest utterances: the easiest to read
-        out = pl_module.model(pl_module.normalizer(batch.frames), batch.lengths, batch.characters[:, :-1])
+        out = pl_module.model(
+            pl_module.normalizer(batch.frames, batch.lengths), batch.lengths, batch.characters[:, :-1]
+        )
         if out.weights is None:
             return
         for i in range(min(self.count, len(batch.ids))):

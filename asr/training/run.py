@@ -128,21 +128,23 @@ class SpeechData(lightning.LightningDataModule):
             for cuts, speeds in [*self.cached, (self.dev_cuts, [1.0])]
         )
 
-    def load(self, normalizer: Normalizer) -> None:
-        """Open or fill the feature caches, if there are any, and fit `normalizer` to what the first epoch hears."""
+    def load(self, normalizer: Normalizer | None) -> None:
+        """Open or fill the feature caches, if there are any; fit `normalizer`, if given, to what the first epoch hears."""
         heard = sorted((cut for cut, _ in draw_epoch(self.portions, epoch=0, seed=self.seed)), key=lambda cut: cut.id)
         if self.cache_folder is None:
             self.train_set = SpeechDataset(self.cuts, self.tokenizer, frontend=self.frontend)
             self.dev_set = SpeechDataset(self.dev_cuts, self.tokenizer, frontend=self.frontend)
-            if len(heard) > NORMALIZER_SAMPLE:
-                heard = random.Random(self.seed).sample(heard, NORMALIZER_SAMPLE)
-            source = FrameSource(heard, [(cut.id, 1.0) for cut in heard], self.frontend)
-            source.fit_normalizer(normalizer, self.workers)
+            if normalizer:
+                if len(heard) > NORMALIZER_SAMPLE:
+                    heard = random.Random(self.seed).sample(heard, NORMALIZER_SAMPLE)
+                source = FrameSource(heard, [(cut.id, 1.0) for cut in heard], self.frontend)
+                source.fit_normalizer(normalizer, self.workers)
             return
         features = JoinedCaches(
             [FeatureCache.open(self.cache_folder, cuts, speeds, self.frontend) for cuts, speeds in self.cached]
         )
-        features.fit_normalizer(normalizer, [cut.id for cut in heard])
+        if normalizer:
+            features.fit_normalizer(normalizer, [cut.id for cut in heard])
         self.train_set = SpeechDataset(self.cuts, self.tokenizer, features)
         dev_features = FeatureCache.open(self.cache_folder, self.dev_cuts, (1.0,), self.frontend)
         self.dev_set = SpeechDataset(self.dev_cuts, self.tokenizer, dev_features)
@@ -224,11 +226,12 @@ def train(settings: Mapping[str, Any], extra: Sequence[callbacks.Callback] = ())
     lightning.seed_everything(seed, workers=True, verbose=False)  # the first weights depend on it
     module = LasModule.from_settings(settings)
     data = SpeechData(settings["corpus"], module)
-    if settings.get("init_from") and resume is None:
+    started = bool(settings.get("init_from")) and resume is None
+    if started:
         _start_from(module, settings["init_from"])
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
         _prepare_disk(settings, checkpoints, module, data)
-    data.load(module.normalizer)
+    data.load(None if started else module.normalizer)
     corpus = settings["corpus"]
     module.data = {"corpora": list(corpus["train"]), "hours": round(data.hours, 2), "dev": list(corpus["dev"])}
 
@@ -437,7 +440,7 @@ def _dev_wer_of_mean(paths: Sequence[Path], trainer: lightning.Trainer, module: 
     with trainer.precision_plugin.val_step_context():
         for batch in data.whole_dev_set():
             batch = move_data_to_device(batch, device)
-            h, lengths = module.model.encoder(module.normalizer(batch.frames), batch.lengths)
+            h, lengths = module.model.encoder(module.normalizer(batch.frames, batch.lengths), batch.lengths)
             counts += module.count_errors(batch.texts, h, lengths, module.model.ctc(h), index=1)
     return counts[f"{module.search} errors"] / max(1, counts[f"{module.search} words"])
 

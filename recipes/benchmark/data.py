@@ -66,7 +66,7 @@ def appetite(settings: dict[str, Any], dataset: SpeechDataset, plan: list[Any], 
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         lengths, characters, counts = (t.to(device) for t in (batch.lengths, batch.characters, batch.character_lengths))
-        frames = module.spec_augment(module.normalizer(batch.frames.to(device)), lengths)
+        frames = module.spec_augment(module.normalizer(batch.frames.to(device), lengths), lengths)
         with torch.autocast(device, torch.bfloat16, enabled=native):
             out = module.model(frames, lengths, characters[:, :-1])
             attention, ctc = joint_loss(out.logits, out.ctc_logits, out.lengths, characters, counts, 0.1)

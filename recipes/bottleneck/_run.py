@@ -116,7 +116,7 @@ class Watch(Callback):
     def _dev_loss(self, trainer: lightning.Trainer, module: LasModule) -> float:
         total, characters = 0.0, 0
         for batch in trainer.datamodule.whole_dev_set():  # type: ignore[attr-defined]
-            frames = module.normalizer(batch.frames)
+            frames = module.normalizer(batch.frames, batch.lengths)
             out = module.model(frames, batch.lengths, batch.characters[:, :-1])
             loss, _ = joint_loss(out.logits, out.ctc_logits, out.lengths, batch.characters, batch.character_lengths)
             count = int(batch.character_lengths.sum()) + len(batch.ids)  # with EOS
@@ -129,7 +129,7 @@ class Watch(Callback):
         if not ids:
             raise ConfigError(f"watch.words={self.words}: no utterance of the development set has so many")
         batch = data.dev_set[[(ids[0], 1.0)]]
-        out = module.model(module.normalizer(batch.frames), batch.lengths, batch.characters[:, :-1])
+        out = module.model(module.normalizer(batch.frames, batch.lengths), batch.lengths, batch.characters[:, :-1])
         if out.weights is None:
             return
         folder = self.output / "attention"

@@ -13,9 +13,9 @@ import yaml
 from tiny_models import Bigrams, ctc_says, make_model, random_states, scripted
 from torch import Tensor, nn
 
-from asr.decoding.beam_search import PRESETS, DecodingConfig, Hypothesis, beam_search
+from asr.decoding.beam_search import PRESETS, DecodingConfig, Hypothesis, _Search, beam_search
 from asr.decoding.greedy import speller_greedy
-from asr.decoding.scorers import LengthBonus, LmScorer
+from asr.decoding.scorers import LengthBonus, LmScorer, Step
 from asr.errors import ConfigError
 from asr.model import ListenAttendSpell
 from asr.tokenizer import CharTokenizer
@@ -103,6 +103,7 @@ CONFIGS = {
         max_length_ratio=1.3,
         max_repeats=2,
     ),
+    "merged": DecodingConfig(beam=5, nbest=2, ctc_weight=0.3, lm_weight=0.4, merge_words=1),
 }
 
 
@@ -201,6 +202,58 @@ def test_wide_enough_beam_is_exhaustive_search(config: DecodingConfig, seed: int
     # Stopping early costs nothing either: the best alone is the same best.
     (best,) = beam_search(model, h, lengths, replace(config, nbest=1), tokenizer, lm)
     assert [x.text for x in best] == expected[:1]
+
+
+def beams(model: ListenAttendSpell, h: Tensor, lengths: Tensor, config: DecodingConfig) -> list[list[str]]:
+    """The texts in the beam of each utterance after each step, traced back through the search's past."""
+    found: list[list[str]] = []
+
+    class Watched(_Search):
+        def _advance(self, gain: Tensor, step: Step) -> None:
+            super()._advance(gain, step)
+            for row, utterance in enumerate(self.past[-1].utterances.tolist()):
+                texts = []
+                for k, score in enumerate(self.past[-1].score[row].tolist()):
+                    ids: list[int] = []
+                    for past in reversed(self.past):
+                        at = past.utterances.tolist().index(utterance)
+                        ids.append(int(past.token[at, k]))
+                        k = int(past.parent[at, k])
+                    if score > -math.inf:
+                        texts.append(TOKENIZER.decode(ids[::-1]))
+                found.append(texts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("asr.decoding.beam_search._Search", Watched)
+        beam_search(model, h, lengths, config, TOKENIZER)
+    return found
+
+
+@pytest.mark.parametrize("words", [1, 2])
+def test_merged_hypotheses_differ_in_their_last_words(words: int) -> None:
+    model = make_model(seed=4)
+    with torch.no_grad():
+        model.speller.output.bias[TOKENIZER.space_id] += 4  # short words
+        model.speller.output.bias[CharTokenizer.eos_id] -= 100
+    h, lengths = random_states(LENGTHS)
+
+    def ends(text: str) -> str:
+        return " ".join(text.split(" ")[-1 - words :])
+
+    def repeated(found: list[list[str]]) -> int:
+        return sum(len(texts) - len({ends(text) for text in texts}) for texts in found)
+
+    config = DecodingConfig(beam=24)
+    assert repeated(beams(model, h, lengths, config)) > 0
+    assert repeated(beams(model, h, lengths, replace(config, merge_words=words))) == 0
+
+
+def test_merging_by_more_words_than_there_are_changes_nothing() -> None:
+    model = make_model(seed=4)
+    h, lengths = random_states(LENGTHS)
+    config = DecodingConfig(beam=6, nbest=3, ctc_weight=0.3)
+    plain = beam_search(model, h, lengths, config, TOKENIZER)
+    same(plain, beam_search(model, h, lengths, replace(config, merge_words=30), TOKENIZER))
 
 
 def test_nbest_is_sorted_and_unique() -> None:

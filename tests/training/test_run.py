@@ -159,3 +159,27 @@ def test_a_step_with_weight_noise_and_no_learning_rate_changes_no_weight(toy_set
     first = ListenAttendSpell(bundle.model.config).state_dict()
     trained = bundle.model.state_dict()
     assert all(torch.equal(trained[name], first[name].half().float()) for name in first)
+
+
+def test_a_run_from_a_model_keeps_its_normalisation(toy_settings, tmp_path):
+    toy_settings["trainer"] |= {"max_epochs": 1}
+    train(toy_settings)
+    first = tmp_path / "run" / "model"
+    again = toy_settings | {"output": str(tmp_path / "again"), "init_from": str(first)}
+    again["corpus"] = toy_settings["corpus"] | {"train": ["dev-toy"]}  # other speech, with other statistics
+    again["training"] = toy_settings["training"] | {"learning_rate": 0.0, "final_learning_rate": 0.0}
+    train(again)
+    before, after = load_bundle(first), load_bundle(tmp_path / "again" / "model")
+    assert torch.equal(before.normalizer.mean, after.normalizer.mean)
+    assert torch.equal(before.normalizer.std, after.normalizer.std)
+    for a, b in zip(before.model.parameters(), after.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)  # fp16 in the folder
+
+
+def test_a_model_to_start_from_must_have_the_same_settings(toy_settings, tmp_path):
+    toy_settings["trainer"] |= {"max_epochs": 1}
+    train(toy_settings)
+    again = toy_settings | {"output": str(tmp_path / "again"), "init_from": str(tmp_path / "run" / "model")}
+    again["model"] = {**toy_settings["model"], "encoder": {**toy_settings["model"]["encoder"], "layers": 3}}
+    with pytest.raises(ConfigError, match=r"has another model .*layers"):
+        train(again)
