@@ -367,7 +367,7 @@ class _Search:
     def _merge(self, score: Tensor, parent: Tensor, token: Tensor) -> Tensor:
         """Scores (B', C) of continuations, the best first, with -inf for those that end as a better one does."""
         words = self._words(parent, token)
-        alike = (words[:, :, None] == words[:, None]).all(-1).tril(-1)  # (B', C, C): row i ends as the better j does
+        alike = torch.eq(words[:, :, None], words[:, None]).all(-1).tril(-1)  # (B', C, C): row i ends as the better j does
         return score.masked_fill(alike.any(2) & (token != CharTokenizer.eos_id), -math.inf)
 
     def _end(self, score: Tensor, parent: Tensor, length: int) -> None:

@@ -129,7 +129,7 @@ class SpeechData(lightning.LightningDataModule):
         )
 
     def load(self, normalizer: Normalizer | None) -> None:
-        """Open or fill the feature caches, if there are any; fit `normalizer`, if given, to what the first epoch hears."""
+        """Open or fill the feature caches, if there are any; fit `normalizer` to what the first epoch hears."""
         heard = sorted((cut for cut, _ in draw_epoch(self.portions, epoch=0, seed=self.seed)), key=lambda cut: cut.id)
         if self.cache_folder is None:
             self.train_set = SpeechDataset(self.cuts, self.tokenizer, frontend=self.frontend)
