@@ -176,7 +176,7 @@ def beam_search(
         h, lengths = h[spoken], lengths[spoken]
     shortest, longest = _length_limits(model, h, lengths, config)
     vocabulary = model.config.speller.vocabulary
-    space = tokenizer.space_id if config.merge_words else None
+    space = tokenizer.space_id if config.merge_words else -1
     search = _Search(scorers, h, lengths, shortest, longest, vocabulary, config, space)
     search.run()
     for i, hypotheses in zip(spoken.tolist(), search.read(tokenizer), strict=True):
@@ -258,7 +258,7 @@ class _Search:
         longest: Tensor,
         vocabulary: int,
         config: DecodingConfig,
-        space: int | None,
+        space: int,
     ) -> None:
         batch, device = h.shape[0], h.device
         self.space = space
@@ -367,7 +367,7 @@ class _Search:
     def _merge(self, score: Tensor, parent: Tensor, token: Tensor) -> Tensor:
         """Scores (B', C) of continuations, the best first, with -inf for those that end as a better one does."""
         words = self._words(parent, token)
-        alike = torch.eq(words[:, :, None], words[:, None]).all(-1).tril(-1)  # (B', C, C): row i ends as the better j does
+        alike = (words[:, :, None] == words[:, None]).all(-1).tril(-1)  # (B', C, C): row i ends as the better j does
         return score.masked_fill(alike.any(2) & (token != CharTokenizer.eos_id), -math.inf)
 
     def _end(self, score: Tensor, parent: Tensor, length: int) -> None:

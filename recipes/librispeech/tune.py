@@ -89,11 +89,13 @@ def encoded(settings: Mapping[str, Any], bundle: Bundle, folder: Path) -> tuple[
         cuts = [cuts[int((i + 0.5) * step)] for i in range(settings["max_utterances"])]
     weights = find_model(settings["model_dir"])
     speech = [(c.id, round(c.duration, 3), cut_text(c)) for c in cuts]
-    key = fingerprint(weights / "model.safetensors", weights / "config.yaml", speech, settings["batch_seconds"])
+    phases = settings["decoding"]["phases"]
+    files = (weights / "model.safetensors", weights / "config.yaml")
+    key = fingerprint(*files, speech, settings["batch_seconds"], phases)
     path = folder / f"states-{key}.safetensors"
     if path.is_file() and (kept := _read_states(path)):
         return key, kept
-    recogniser, found = Transcriber(bundle), []
+    recogniser, found = Transcriber(bundle, DecodingConfig(phases=phases)), []
     with Progress(transient=True) as progress:
         task = progress.add_task("encoding", total=sum(c.duration for c in cuts))
         for group, frames in batches(cuts, bundle, settings["batch_seconds"]):
@@ -127,7 +129,7 @@ def grid_of(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
     Raises:
         ConfigError: one is no setting of the search, or has no list of values.
     """
-    known = {field.name for field in fields(DecodingConfig)}
+    known = {field.name for field in fields(DecodingConfig)} - {"phases"}  # the encoder runs once
     grid = {name: values for name, values in settings.items() if values is not None}
     for name, values in grid.items():
         if name not in known:
