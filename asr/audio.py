@@ -14,6 +14,7 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from asr.errors import AudioError
 
-__all__ = ["AudioSource", "Samples", "duration", "load", "stream"]
+__all__ = ["AudioSource", "Samples", "audio_below", "duration", "load", "stream"]
 
 Samples = NDArray[np.float32]
 AudioSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[Any] | Any  # Any: tensors
@@ -35,6 +36,18 @@ UNKNOWN_FRAMES = 1 << 62  # libsndfile's frame count when a header leaves it ope
 OGG_MAX_PAGE = 65_307  # bytes
 MPEG1_KBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # bit rates of MP3, by index
 MPEG2_KBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+
+# What libsndfile reads. A file that is named is read whatever its suffix; these are looked for in folders.
+SUFFIXES = frozenset(
+    (".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".nist", ".oga", ".ogg", ".opus", ".rf64", ".snd",
+     ".sph", ".w64", ".wav")
+)  # fmt: skip
+
+
+def audio_below(folder: str | os.PathLike[str], recursive: bool = True) -> list[Path]:
+    """The audio files in a folder, by their suffix and in order; with `recursive` also those further down."""
+    found = Path(folder).glob("**/*" if recursive else "*")
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def load(

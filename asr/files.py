@@ -12,17 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from asr.audio import audio_below
 from asr.errors import AudioError, ConfigError
 from asr.writers import get_writer
 
 __all__ = ["STDIN", "AudioFile", "find_audio", "open_audio", "output_paths", "parse_formats"]
 
 STDIN = Path("-")
-# What libsndfile reads. A file that is named is read whatever its suffix; these are looked for in folders.
-SUFFIXES = frozenset(
-    (".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".nist", ".oga", ".ogg", ".opus", ".rf64", ".snd",
-     ".sph", ".w64", ".wav")
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,10 +44,10 @@ def find_audio(named: Iterable[Path], recursive: bool = False) -> list[AudioFile
         if not path.is_dir() or path == STDIN:
             files.append(AudioFile(path))
             continue
-        inside = sorted(p for p in path.glob("**/*" if recursive else "*") if p.suffix.lower() in SUFFIXES)
+        inside = audio_below(path, recursive)
         if not inside:
             raise ConfigError(f"{path}: no audio files in this folder" + ("" if recursive else "; try --recursive"))
-        files += [AudioFile(p, p.parent.relative_to(path)) for p in inside if p.is_file()]
+        files += [AudioFile(p, p.parent.relative_to(path)) for p in inside]
     if sum(file.path == STDIN for file in files) > 1:
         raise ConfigError("-: standard input can be read once only")
     return files

@@ -20,7 +20,7 @@ from scipy.signal import butter, fftconvolve, sosfiltfilt
 from asr import audio
 from asr.config import to_mapping
 from asr.corpus.chapters import SAMPLE_RATE, Range, Samples, check_ranges, claim_folder, write_chapter, write_chapters
-from asr.corpus.librispeech import AUDIO_SUFFIXES, Utterance, is_evaluation, scan
+from asr.corpus.librispeech import Utterance, is_evaluation, scan
 from asr.errors import ConfigError, CorpusError
 
 __all__ = ["AugmentConfig", "add_noise", "augment", "augment_subset", "coded", "reverberate", "telephone"]
@@ -174,7 +174,7 @@ def augment_subset(
 
 def find_recordings(folder: str | Path) -> list[Path]:
     """All audio files below a folder; CorpusError where there are none."""
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    found = audio.audio_below(folder)
     if not found:
         raise CorpusError(f"{folder}: no recordings there; name a folder of audio files, or noises=null")
     return found
