@@ -114,7 +114,7 @@ PRESETS: dict[str, DecodingConfig] = {
     "beam_ctc": DecodingConfig(ctc_weight=0.5, phases=4, **_GUARDS),
     # Tuned on half of dev-2spk with the word n-gram model that ships (recipes/language_model/README.md).
     "beam_ctc_lm": DecodingConfig(
-        beam=16,
+        beam=32,
         ctc_weight=0.5,
         lm_weight=0.8,
         lm_eos=False,
