@@ -17,6 +17,7 @@ import numpy as np
 import soundfile
 from rich.progress import MofNCompleteColumn
 
+from asr.corpus.chapters import COPY
 from asr.corpus.librispeech import (
     Dropped,
     SubsetScan,
@@ -45,15 +46,18 @@ def prepare(
     output: str | Path,
     *,
     dev_utterances: int = 100,
+    augmented: str | Path | None = None,
     check: str = "full",
     fetch_missing: bool = False,
     url: str | None = None,
 ) -> list[SubsetScan]:
-    """Write manifests of an4-train, an4-dev and an4-test and summary.json into output.
+    """Write manifests of an4-train, an4-dev and an4-test, and of changed copies, and summary.json into output.
 
     root: the folder that holds `an4/` (official) or `an4-train/` and `an4-test/` (also inside `LibriSpeech/`)
     dev_utterances: whole speakers of the training set with at least this many utterances become an4-dev;
         0 leaves the training set whole and an4-dev out
+    augmented: what `asr.corpus.augment` wrote of an4-train; its copies become an4-train-augmented and, those of the
+        speakers of an4-dev, an4-dev-augmented, which nothing measured on an4-dev may be trained on
     """
     if dev_utterances < 0:
         raise ConfigError(f"corpus.dev_utterances is {dev_utterances}; it must be 0 or more")
@@ -78,12 +82,16 @@ def prepare(
     if dev_utterances:
         train, dev = hold_out(train, dev_utterances)
         scans = [train, dev, test]
+    if augmented is not None:
+        held_out = {f"{COPY}{speaker}" for speaker in dev.speakers} if dev_utterances else set()
+        scans += _split(scan(augmented, "an4-train-augmented", check), held_out)
     check_speakers(scans)
     scans = drop_repeated(scans)
     if not dev_utterances:
         # Of an earlier run: its utterances are in the training set now.
-        for stale in Path(output).glob("*_an4-dev.jsonl.gz"):
-            stale.unlink()
+        for name in ("an4-dev", "an4-dev-augmented"):
+            for stale in Path(output).glob(f"*_{name}.jsonl.gz"):
+                stale.unlink()
     write_all(scans, output)
     return scans
 
@@ -111,6 +119,13 @@ def hold_out(train: SubsetScan, utterances: int) -> tuple[SubsetScan, SubsetScan
         replace(train, utterances=[u for u in train.utterances if u.speaker not in chosen]),
         SubsetScan("an4-dev", [u for u in train.utterances if u.speaker in chosen], []),
     )
+
+
+def _split(copies: SubsetScan, held_out: set[str]) -> list[SubsetScan]:
+    """The copies of the training speakers' utterances and, where there are any, those of the speakers held out."""
+    train = replace(copies, utterances=[u for u in copies.utterances if u.speaker not in held_out])
+    dev = SubsetScan("an4-dev-augmented", [u for u in copies.utterances if u.speaker in held_out], [])
+    return [train, dev] if dev.utterances else [train]
 
 
 def _look_alike(root: Path) -> Path | None:

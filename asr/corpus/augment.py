@@ -19,7 +19,16 @@ from scipy.signal import butter, fftconvolve, sosfiltfilt
 
 from asr import audio
 from asr.config import to_mapping
-from asr.corpus.chapters import SAMPLE_RATE, Range, Samples, check_ranges, claim_folder, write_chapter, write_chapters
+from asr.corpus.chapters import (
+    COPY,
+    SAMPLE_RATE,
+    Range,
+    Samples,
+    check_ranges,
+    claim_folder,
+    write_chapter,
+    write_chapters,
+)
 from asr.corpus.librispeech import Utterance, is_evaluation, scan
 from asr.errors import ConfigError, CorpusError
 
@@ -190,7 +199,7 @@ class _Copier:
 
     def transcript(self, utterance: Utterance) -> Path:
         """Of the copy of its chapter."""
-        speaker, chapter = f"A{utterance.speaker}", utterance.chapter or "0"
+        speaker, chapter = f"{COPY}{utterance.speaker}", utterance.chapter or "0"
         return self.folder / speaker / chapter / f"{speaker}-{chapter}.trans.txt"
 
     def copy(self, chapter: list[Utterance]) -> None:
@@ -200,4 +209,4 @@ class _Copier:
         for utterance in chapter:
             rng = np.random.default_rng([self.config.seed, zlib.crc32(utterance.id.encode())])
             samples = audio.load(utterance.path, SAMPLE_RATE)
-            yield f"A{utterance.id}", utterance.text, augment(samples, self.noises, self.config, rng)
+            yield f"{COPY}{utterance.id}", utterance.text, augment(samples, self.noises, self.config, rng)

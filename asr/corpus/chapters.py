@@ -22,9 +22,10 @@ from asr.corpus.librispeech import progress_bar
 from asr.errors import ConfigError
 from asr.writers import write_atomically
 
-__all__ = ["SAMPLE_RATE", "Range", "Samples", "check_ranges", "claim_folder", "write_chapter", "write_chapters"]
+__all__ = ["COPY", "SAMPLE_RATE", "Range", "Samples", "check_ranges", "claim_folder", "write_chapter", "write_chapters"]
 
 SAMPLE_RATE = 16000  # Hz
+COPY = "A"  # begins the name of a speaker of changed copies
 BYTES_PER_SECOND = 25e3  # of FLAC, more than was seen
 
 Samples = NDArray[np.float32]

@@ -19,6 +19,7 @@ def main(config: DictConfig) -> None:
         corpus["root"],
         config.output,
         dev_utterances=corpus["dev_utterances"],
+        augmented=corpus["augmented"],
         check=corpus["check"],
         fetch_missing=corpus["download"],
         url=corpus["url"],
