@@ -87,11 +87,10 @@ def prepare(
         scans += _split(scan(augmented, "an4-train-augmented", check), held_out)
     check_speakers(scans)
     scans = drop_repeated(scans)
-    if not dev_utterances:
-        # Of an earlier run: its utterances are in the training set now.
-        for name in ("an4-dev", "an4-dev-augmented"):
-            for stale in Path(output).glob(f"*_{name}.jsonl.gz"):
-                stale.unlink()
+    # Of an earlier run: their utterances may stand on the other side of the split now.
+    for name in {"an4-dev", "an4-train-augmented", "an4-dev-augmented"} - {part.name for part in scans}:
+        for stale in Path(output).glob(f"*_{name}.jsonl.gz"):
+            stale.unlink()
     write_all(scans, output)
     return scans
 

@@ -32,7 +32,17 @@ from asr.corpus.chapters import (
 from asr.corpus.librispeech import Utterance, is_evaluation, scan
 from asr.errors import ConfigError, CorpusError
 
-__all__ = ["AugmentConfig", "add_noise", "augment", "augment_subset", "coded", "reverberate", "telephone"]
+__all__ = [
+    "AugmentConfig",
+    "add_noise",
+    "augment",
+    "augment_subset",
+    "augment_utterance",
+    "coded",
+    "find_recordings",
+    "reverberate",
+    "telephone",
+]
 
 REFLECTIONS = 20  # by so many walls at most; what comes later is hardly heard
 FULL_SCALE = 0.99
@@ -78,6 +88,11 @@ def augment(samples: Samples, noises: Sequence[Path], config: AugmentConfig, rng
     if rng.random() < config.mp3:
         samples = coded(samples, rng.uniform(0.5, 0.95))  # 40 to 25 kbit/s
     return samples
+
+
+def augment_utterance(identity: str, samples: Samples, noises: Sequence[Path], config: AugmentConfig) -> Samples:
+    """`augment` with what the seed and the utterance's id draw."""
+    return augment(samples, noises, config, np.random.default_rng([config.seed, zlib.crc32(identity.encode())]))
 
 
 def reverberate(samples: Samples, config: AugmentConfig, rng: np.random.Generator) -> Samples:
@@ -207,6 +222,6 @@ class _Copier:
 
     def _copies(self, chapter: list[Utterance]) -> Iterator[tuple[str, str, Samples]]:
         for utterance in chapter:
-            rng = np.random.default_rng([self.config.seed, zlib.crc32(utterance.id.encode())])
             samples = audio.load(utterance.path, SAMPLE_RATE)
-            yield f"{COPY}{utterance.id}", utterance.text, augment(samples, self.noises, self.config, rng)
+            heard = augment_utterance(utterance.id, samples, self.noises, self.config)
+            yield f"{COPY}{utterance.id}", utterance.text, heard

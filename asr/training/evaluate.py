@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lhotse.cut import MonoCut
+from numpy.typing import NDArray
 
 from asr.bundle import Bundle, load_bundle
 from asr.config import from_mapping
@@ -21,15 +23,29 @@ from asr.scoring import Score, bootstrap_interval, write_scores
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import write_atomically
 
-__all__ = ["batches", "decode"]
+__all__ = ["batches", "decode", "pick_evenly"]
 
 log = logging.getLogger(__name__)
 
 
+def pick_evenly(cuts: Sequence[MonoCut], count: int) -> Sequence[MonoCut]:
+    """So many of the cuts, at equal steps through their order; all where there are no more, or for 0."""
+    if not 0 < count < len(cuts):
+        return cuts
+    step = len(cuts) / count
+    return [cuts[int((i + 0.5) * step)] for i in range(count)]
+
+
 def batches(
-    cuts: Sequence[MonoCut], bundle: Bundle, batch_seconds: float
+    cuts: Sequence[MonoCut],
+    bundle: Bundle,
+    batch_seconds: float,
+    change: Callable[[str, NDArray[np.float32]], NDArray[np.float32]] | None = None,
 ) -> Iterator[tuple[Sequence[MonoCut], list[torch.Tensor]]]:
-    """Cuts from short to long, in groups of `batch_seconds`, with the normalised frames (T, n_mels) of each."""
+    """Cuts from short to long, in groups of `batch_seconds`, with the normalised frames (T, n_mels) of each.
+
+    change: what is heard instead of an utterance: its id and samples (T,) at the model's rate -> samples
+    """
     rate = bundle.frontend.config.sample_rate
     start = 0
     while start < len(cuts):
@@ -38,7 +54,10 @@ def batches(
             end += 1
         group = cuts[start:end]
         resampled = [cut if cut.sampling_rate == rate else cut.resample(rate) for cut in group]
-        yield group, [bundle.encode(torch.from_numpy(cut.load_audio()[0])) for cut in resampled]
+        heard = [cut.load_audio()[0] for cut in resampled]
+        if change:
+            heard = [change(cut.id, samples) for cut, samples in zip(group, heard, strict=True)]
+        yield group, [bundle.encode(torch.from_numpy(samples)) for samples in heard]
         start = end
 
 

@@ -41,7 +41,7 @@ from asr.decoding.beam_search import DecodingConfig, beam_search
 from asr.errors import ConfigError, CorpusError
 from asr.model.language_model import SETTINGS, WEIGHTS
 from asr.scoring import score
-from asr.training.evaluate import batches
+from asr.training.evaluate import batches, pick_evenly
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import write_atomically
 
@@ -84,9 +84,7 @@ def encoded(settings: Mapping[str, Any], bundle: Bundle, folder: Path) -> tuple[
     cuts = sorted(load_cuts(settings["corpus"]["manifests"], subsets), key=lambda c: c.duration)
     if not cuts:
         raise CorpusError(f"{settings['corpus']['manifests']}: no utterances to tune on")
-    if settings["max_utterances"] and settings["max_utterances"] < len(cuts):
-        step = len(cuts) / settings["max_utterances"]
-        cuts = [cuts[int((i + 0.5) * step)] for i in range(settings["max_utterances"])]
+    cuts = pick_evenly(cuts, settings["max_utterances"] or 0)
     weights = find_model(settings["model_dir"])
     speech = [(c.id, round(c.duration, 3), cut_text(c)) for c in cuts]
     phases = settings["decoding"]["phases"]

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import json
 import warnings
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import torch
-from lhotse.cut import MonoCut
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
@@ -28,34 +26,17 @@ from rich.table import Table
 from asr._exit import friendly_errors
 from asr.bundle import load_bundle
 from asr.config import from_mapping
-from asr.corpus.augment import AugmentConfig, augment, find_recordings
+from asr.corpus.augment import AugmentConfig, augment_utterance, find_recordings
 from asr.corpus.chapters import SAMPLE_RATE
 from asr.corpus.dataset import cut_text, load_cuts
 from asr.decoding.beam_search import DecodingConfig
 from asr.errors import ConfigError, CorpusError
 from asr.scoring import bootstrap_interval, score
+from asr.training.evaluate import batches, pick_evenly
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import write_atomically
 
-
-def pick(cuts: Sequence[MonoCut], count: int) -> list[MonoCut]:
-    """So many of the cuts, evenly by duration, from short to long; all for 0."""
-    ordered = sorted(cuts, key=lambda cut: cut.duration)
-    if not 0 < count < len(ordered):
-        return ordered
-    return [ordered[i * len(ordered) // count] for i in range(count)]
-
-
-def changed(cut: MonoCut, noises: Sequence[Path], config: AugmentConfig, rate: int) -> torch.Tensor:
-    """Samples (T,) at `rate` of an utterance, changed; what is drawn depends on the seed and its id alone."""
-    samples = (cut if cut.sampling_rate == SAMPLE_RATE else cut.resample(SAMPLE_RATE)).load_audio()[0]
-    rng = np.random.default_rng([config.seed, zlib.crc32(cut.id.encode())])
-    heard = torch.from_numpy(augment(samples, noises, config, rng))
-    if rate != SAMPLE_RATE:
-        from torchaudio.functional import resample
-
-        heard = resample(heard, SAMPLE_RATE, rate)
-    return heard
+UNCHANGED = {"rooms": 0.0, "noise": 0.0, "telephone": 0.0, "mp3": 0.0, "gain": (0.0, 0.0)}
 
 
 @torch.inference_mode()
@@ -63,33 +44,35 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     """{change: {"wer", "low", "high"}} as the settings say, each a share of the words.
 
     Raises:
-        ConfigError: a change needs noise and there is none.
+        ConfigError: a change needs noise and there is none, or the model hears at another rate than 16 kHz.
     """
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     bundle = load_bundle(find_model(settings["model_dir"]), pick_device(settings["device"]))
     recogniser = Transcriber(bundle, from_mapping(DecodingConfig, settings["decoding"], "decoding"))
-    cuts = load_cuts(settings["corpus"]["manifests"], settings["corpus"]["decode"])
+    if bundle.frontend.config.sample_rate != SAMPLE_RATE:
+        raise ConfigError(
+            f"model_dir={settings['model_dir']}: rooms and noise are made at {SAMPLE_RATE} Hz, its speech is not"
+        )
+    cuts = sorted(load_cuts(settings["corpus"]["manifests"], settings["corpus"]["decode"]), key=lambda c: c.duration)
     if not cuts:
         raise CorpusError(f"{settings['corpus']['manifests']}: no utterances to decode")
-    cuts = pick(cuts, settings["utterances"])
-    changes = {name: from_mapping(AugmentConfig, given or {}, name) for name, given in settings["changes"].items()}
+    cuts = list(pick_evenly(cuts, settings["utterances"]))
+    changes = {
+        name: from_mapping(AugmentConfig, {**UNCHANGED, **given}, f"changes.{name}")
+        for name, given in settings["changes"].items()
+    }
     noises = find_recordings(settings["noises"]) if settings["noises"] else []
-    if not noises and any(config.noise for config in changes.values()):
-        needing = next(name for name, config in changes.items() if config.noise)
-        raise ConfigError(f"changes.{needing} needs noises=FOLDER; or take it out: ~changes.{needing}")
+    if needing := [name for name, config in changes.items() if config.noise and not noises]:
+        raise ConfigError(f"changes.{needing[0]} needs noises=FOLDER; or take it out: ~changes.{needing[0]}")
     references = {cut.id: cut_text(cut) for cut in cuts}
-    longest = max(cut.duration for cut in cuts)
-    size = max(1, int(settings["batch_seconds"] // longest))
     results: dict[str, Any] = {}
     with Progress(transient=True) as progress:
         task = progress.add_task("decoding", total=len(changes) * len(cuts))
         for name, config in changes.items():
             hypotheses: dict[str, str] = {}
-            for start in range(0, len(cuts), size):
-                group = cuts[start : start + size]
-                rate = bundle.frontend.config.sample_rate
-                frames = [bundle.encode(changed(cut, noises, config, rate)) for cut in group]
+            change = partial(augment_utterance, noises=noises, config=config)
+            for group, frames in batches(cuts, bundle, settings["batch_seconds"], change):
                 for cut, found in zip(group, recogniser.recognise(frames), strict=True):
                     hypotheses[cut.id] = found[0].text if found else ""
                 progress.advance(task, len(group))

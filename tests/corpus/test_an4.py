@@ -131,6 +131,10 @@ def test_changed_copies_are_split_like_what_they_were_made_of(official, tmp_path
     *_, everything = an4.prepare(official, out, dev_utterances=0, augmented=tmp_path / "copies")
     assert len(everything.utterances) == len(more.utterances) + len(held.utterances)
     assert not list(out.glob("*an4-dev*"))
+    # Those copies are of an4-dev's speakers too: with an4-dev held out again they must not lie about as training data.
+    assert list(out.glob("*an4-train-augmented*"))
+    an4.prepare(official, out, dev_utterances=2)
+    assert not list(out.glob("*-augmented*"))
 
 
 def test_hold_out_stops_at_the_first_speaker_that_is_enough():
