@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from asr.corpus.passages import Passages, plan_batches
 from asr.corpus.text import PreparedText, prepare_text
 from asr.decoding.scorers import LmScorer, Step
 from asr.errors import AsrError, ConfigError, ModelError
@@ -22,10 +23,8 @@ from asr.model.language_model import (
 from asr.tokenizer import CharTokenizer
 from asr.training.language_model import (
     LanguageModelTraining,
-    Passages,
     WindowLoader,
     bits_per_character,
-    plan_batches,
     train,
 )
 
@@ -202,6 +201,7 @@ def test_a_plan_fits_its_passages_and_wastes_little():
     for batch in plan:
         assert steps[batch.passages].max() <= batch.windows * batch.width
         assert batch.width <= 100
+        assert len(batch.passages) * batch.width <= 2000
     padded = sum(len(batch.passages) * batch.windows * batch.width for batch in plan)
     assert steps.sum() / padded > 0.9
     halves = plan_batches(steps, 2000, 100, multiple=16, seed=(1, 0))

@@ -183,6 +183,16 @@ class Speller(nn.Module):
             weight_steps.append(weights)
         return torch.cat(steps, dim=1), torch.cat(weight_steps, dim=1)  # type: ignore[arg-type]
 
+    def without_speech(self, characters: Tensor) -> Tensor:
+        """Characters (B, U) beginning with BOS -> logits (B, U, V) where nothing was heard: h = 0, so a_t = C = 0.
+
+        What is left is the language model inside the speller, which can learn from text alone (Wang et al. 2021,
+        "Multitask training with text data for end-to-end speech recognition").
+        """
+        rows = characters.shape[0]
+        silence = self.output.weight.new_zeros(rows, 1, self.config.d)
+        return self(characters, self.memory(silence, torch.ones_like(characters[:, 0])))[0]
+
     def _lstm(self, hop: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs (B, U, .) of one hop, states (B, d) -> outputs (B, U, d) and the states after the last."""
         layer: nn.LSTM = self.lstms[hop]  # type: ignore[assignment]

@@ -26,11 +26,11 @@ import torch
 import yaml
 from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from asr.config import from_mapping, to_mapping
+from asr.corpus.passages import MULTIPLE, PassageBatch, Passages, plan_batches, read_batch
 from asr.corpus.text import PreparedText
 from asr.errors import ConfigError
 from asr.model.language_model import (
@@ -54,21 +54,15 @@ from asr.training.run import choose_precision, count_processes, differences, mak
 from asr.writers import write_atomically
 
 __all__ = [
-    "Batch",
     "LanguageModelModule",
     "LanguageModelTraining",
-    "Passages",
     "Window",
     "WindowLoader",
     "bits_per_character",
-    "plan_batches",
     "train",
 ]
 
 log = logging.getLogger(__name__)
-
-MOST_JOINED = 4  # sentences in a passage
-MULTIPLE = 8  # rows of a batch: what matrix units like
 
 
 @dataclass(frozen=True)
@@ -93,40 +87,6 @@ class LanguageModelTraining:
 # ------------------------------------------------------------------------------------------------------------- text
 
 
-@dataclass(frozen=True)
-class Passages:
-    """P passages of a text, each some sentences in a row of `order`.
-
-    Attributes:
-        order: (S,) sentences.
-        first: (P,) where in `order` each passage begins.
-        count: (P,) sentences of each.
-        steps: (P,) characters that a model is asked for: all, the spaces between sentences, and EOS.
-    """
-
-    order: NDArray[np.int64]
-    first: NDArray[np.int64]
-    count: NDArray[np.int64]
-    steps: NDArray[np.int64]
-
-    @classmethod
-    def draw(cls, lengths: NDArray[np.int64], join: float, seed: tuple[int, int] | None) -> Passages:
-        """Sentences of these lengths, in an order that depends on the seed alone; None: as they are."""
-        rng = np.random.default_rng(seed)
-        order = np.arange(len(lengths)) if seed is None else rng.permutation(len(lengths))
-        begins = rng.random(len(lengths)) >= join
-        begins[::MOST_JOINED] = True
-        first = np.flatnonzero(begins)
-        count = np.diff(first, append=len(lengths))
-        return cls(order, first, count, np.add.reduceat(lengths[order] + 1, first))
-
-
-class Batch(NamedTuple):
-    passages: NDArray[np.int64]  # (R,)
-    windows: int
-    width: int  # steps of a window; windows * width is enough for the longest passage
-
-
 class Window(NamedTuple):
     """(R, T) ids and what follows each; 0 where a passage has ended."""
 
@@ -136,54 +96,7 @@ class Window(NamedTuple):
     characters: int  # targets that are no padding
 
 
-def plan_batches(
-    steps: NDArray[np.int64], batch_characters: int, window: int, multiple: int = 1, seed: tuple[int, int] | None = None
-) -> list[Batch]:
-    """Passages -> batches of nearly one length, in an order that depends on the seed alone; None: short ones first.
-
-    A window holds about `batch_characters`, padding included; the number of rows is a multiple of `multiple`, for
-    which some of the last passages may be left out.
-    """
-    by_length = np.argsort(steps, kind="stable")
-    sorted_steps = steps[by_length]
-    plan, position = [], 0
-    while position < len(steps):
-        rows = longest = 0
-        for _ in range(3):  # the longest passage depends on the number of rows, and that on it
-            last = min(position + max(rows, 1), len(steps)) - 1
-            longest = int(sorted_steps[last])
-            width = math.ceil(longest / math.ceil(longest / window))
-            rows = max(1, batch_characters // width // multiple) * multiple
-        rows = min(rows, (len(steps) - position) // multiple * multiple)
-        if not rows:
-            break
-        longest = int(sorted_steps[position + rows - 1])
-        windows = math.ceil(longest / window)
-        width = min(window, math.ceil(math.ceil(longest / windows) / MULTIPLE) * MULTIPLE)  # few shapes: less set-up
-        plan.append(Batch(by_length[position : position + rows], windows, width))
-        position += rows
-    if seed is not None:
-        np.random.default_rng(seed).shuffle(plan)
-    return plan
-
-
-def read_batch(text: PreparedText, passages: Passages, batch: Batch, tokenizer: CharTokenizer) -> Tensor:
-    """BOS, sentences with spaces between them, EOS, then padding: (R, windows * width + 1)."""
-    ids = np.full((len(batch.passages), batch.windows * batch.width + 1), tokenizer.pad_id, dtype=np.int64)
-    ids[:, 0] = tokenizer.bos_id
-    for row, passage in zip(ids, batch.passages, strict=True):
-        first = passages.first[passage]
-        position = 1
-        for sentence in passages.order[first : first + passages.count[passage]]:
-            characters = text[sentence]
-            row[position : position + len(characters)] = characters
-            position += len(characters) + 1
-            row[position - 1] = tokenizer.space_id
-        row[position - 1] = tokenizer.eos_id
-    return torch.from_numpy(ids)
-
-
-def windows_of(ids: Tensor, batch: Batch) -> Iterator[Window]:
+def windows_of(ids: Tensor, batch: PassageBatch) -> Iterator[Window]:
     """What `read_batch` read, one window after another."""
     for start in range(0, batch.windows * batch.width, batch.width):
         end = start + batch.width

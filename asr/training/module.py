@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from asr.config import from_mapping, to_mapping
 from asr.corpus.dataset import Batch
+from asr.corpus.passages import PassageSource
 from asr.decoding.beam_search import PRESETS, DecodingConfig, beam_search
 from asr.decoding.greedy import ctc_greedy
 from asr.errors import AsrError
@@ -51,6 +52,7 @@ class TrainingConfig:
     guided_attention: float = 0.0  # weight of a loss on attention far from the diagonal; falls to 0
     guided_attention_epochs: float = 10.0  # over these, counted from the end of ctc_only_epochs
     guided_attention_width: float = 0.1  # of the diagonal, as a share of the utterance
+    text_weight: float = 0.3  # of the speller's loss on text without speech, where there is any (corpus.text)
     label_smoothing: float = 0.1
     gradient_clip: float = 5.0  # largest norm
     max_skipped_steps: int = 10  # so many non-finite losses or gradients in a row stop the run
@@ -68,6 +70,8 @@ class TrainingConfig:
             raise ValueError(f"ctc_weight must be 0 .. 1, got {self.ctc_weight}")
         if not 0 <= self.scheduled_sampling <= 1:
             raise ValueError(f"scheduled_sampling must be 0 .. 1, got {self.scheduled_sampling}")
+        if self.text_weight < 0:
+            raise ValueError(f"text_weight must not be negative, got {self.text_weight}")
         if self.weight_noise < 0:
             raise ValueError(f"weight_noise must not be negative, got {self.weight_noise}")
 
@@ -89,13 +93,18 @@ def joint_loss(
         characters: (B, U + 2) with BOS and EOS, padded with 0.
         character_lengths: (B,) without BOS and EOS.
     """
-    attention = functional.cross_entropy(
+    attention = spelling_loss(logits, characters, label_smoothing)
+    return attention, ctc_loss(ctc_logits, lengths, characters, character_lengths)
+
+
+def spelling_loss(logits: Tensor, characters: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The speller's part of `joint_loss`: cross-entropy, in nats a character."""
+    return functional.cross_entropy(
         logits.float().flatten(0, 1),
         characters[:, 1:].flatten(),
         ignore_index=CharTokenizer.pad_id,
         label_smoothing=label_smoothing,
     )
-    return attention, ctc_loss(ctc_logits, lengths, characters, character_lengths)
 
 
 def ctc_loss(ctc_logits: Tensor, lengths: Tensor, characters: Tensor, character_lengths: Tensor) -> Tensor:
@@ -174,6 +183,7 @@ class LasModule(lightning.LightningModule):
         self._edits: Counter[str] = Counter()
         self._clean: list[Tensor] = []  # the weights without noise, while there is noise on them
         self.data: dict[str, Any] = {}  # names and hours of the corpora, for the model folder
+        self.text: PassageSource | None = None  # what the speller learns from beside speech
         self.batch_shape = ""  # of the batch at work, in words
         self.sets_learning_rate = True  # False: somebody else does, as the learning-rate finder
 
@@ -309,11 +319,24 @@ class LasModule(lightning.LightningModule):
             off = off_diagonal(weights, lengths, batch.character_lengths + 1, width)
             self.log("train/off_diagonal", off.detach(), batch_size=size)
             loss = loss + self.guidance * off
+        if self.text is not None and self.settings.text_weight:
+            text = self._text_loss(self.text, batch_idx)
+            self.log("train/text", text.detach(), batch_size=size)
+            loss = loss + self.settings.text_weight * text
         self.log("train/attention", attention.detach(), batch_size=size)
         self.log("train/ctc", ctc.detach(), batch_size=size)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self._last_loss, self._last_ids = loss.detach(), batch.ids
         return loss
+
+    def _text_loss(self, source: PassageSource, batch_idx: int) -> Tensor:
+        """The speller's loss on passages that no other step or process reads, in nats a character."""
+        trainer = self.trainer
+        several = trainer.accumulate_grad_batches
+        number = trainer.global_step * several + batch_idx % several
+        characters = source[number * trainer.world_size + self.global_rank].to(self.device)
+        logits = self.model.speller.without_speech(characters[:, :-1])
+        return spelling_loss(logits, characters, self.settings.label_smoothing)
 
     def _ctc_step(self, frames: Tensor, batch: Batch) -> Tensor:
         h, lengths = self.model.encoder(frames, batch.lengths)

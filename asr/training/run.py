@@ -42,6 +42,8 @@ from asr.corpus.dataset import (
     plan_epoch,
     split_trainable,
 )
+from asr.corpus.passages import PassageSource
+from asr.corpus.text import PreparedText
 from asr.errors import ConfigError, CorpusError
 from asr.frontend import Normalizer
 from asr.plots import save_figure
@@ -234,6 +236,10 @@ def train(settings: Mapping[str, Any], extra: Sequence[callbacks.Callback] = ())
     data.load(None if started else module.normalizer)
     corpus = settings["corpus"]
     module.data = {"corpora": list(corpus["train"]), "hours": round(data.hours, 2), "dev": list(corpus["dev"])}
+    if corpus.get("text"):
+        text = PreparedText(corpus["text"], "train", module.tokenizer)
+        module.text = PassageSource(text, module.tokenizer, corpus["text_characters"], seed=seed)
+        module.data["text"] = {"sentences": len(text), "characters": int(text.lengths.sum())}
 
     t = settings["trainer"]
     if module.settings.find_learning_rate:  # the finder ends it, and dev WER tells it nothing

@@ -43,6 +43,23 @@ def test_parallel_equals_step_by_step(settings, batch):
 
 
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_without_speech_nothing_is_heard(settings, batch):
+    """As if every state were 0, however many there are, with gradients for what predicts characters from characters."""
+    h, lengths, characters = batch
+    speller = make(**settings)
+    logits = speller.without_speech(characters)
+    expected, _ = speller(characters, speller.memory(torch.zeros_like(h), lengths))
+    torch.testing.assert_close(logits, expected)
+    other = characters.clone()
+    other[:, 3] = 3 + (other[:, 3] - 2) % 6
+    changed = speller.without_speech(other)
+    torch.testing.assert_close(changed[:, :3], logits[:, :3])
+    assert (changed[:, 3:] - logits[:, 3:]).abs().amin(-1).gt(0).all()  # each later one knows of it
+    logits.sum().backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in speller.lstms.parameters())
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_alone_equals_in_a_batch(settings, batch):
     h, lengths, characters = batch
     speller = make(**settings)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from asr.bundle import load_bundle
+from asr.corpus.text import prepare_text
 from asr.errors import ConfigError, CorpusError, ModelError
 from asr.training.checkpoint import TrainingInterrupted, latest_checkpoint
 from asr.training.module import LasModule
@@ -45,6 +46,9 @@ def start(settings: dict, folder: Path) -> subprocess.Popen:
 def test_a_run_that_is_killed_or_stopped_in_mid_epoch_goes_on_as_if_never_stopped(toy_settings, tmp_path):
     toy_settings["trainer"]["max_epochs"] = 5
     toy_settings["corpus"] |= {"shares": {"train-toy": 0.9}, "batch_seconds": 3.5}  # each epoch on other utterances
+    (tmp_path / "text.txt").write_text("\n".join(f"GOLD FISH {'AND HAND ' * i}" for i in range(1, 60)))
+    prepare_text([tmp_path / "text.txt"], tmp_path / "text", held_out=0.05)
+    toy_settings["corpus"] |= {"text": str(tmp_path / "text"), "text_characters": 300}
     whole = toy_settings | {"output": str(tmp_path / "whole")}
     train(whole)
     expected = losses(whole["output"])

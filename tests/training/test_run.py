@@ -15,9 +15,12 @@ from test_resume import losses
 
 from asr.bundle import load_bundle
 from asr.corpus.dataset import load_cuts
+from asr.corpus.passages import PassageSource
+from asr.corpus.text import PreparedText, prepare_text
 from asr.errors import ConfigError, CorpusError
 from asr.model import ListenAttendSpell, PyramidalEncoder
-from asr.training.module import LasModule, TrainingStoppedError
+from asr.tokenizer import CharTokenizer
+from asr.training.module import LasModule, TrainingStoppedError, spelling_loss
 from asr.training.run import SpeechData, steepest_fall, train
 
 SHAPE = r"a batch of \d+ x \d+ frames and \d+ characters \(\d+ s with padding\); lower corpus.batch_seconds \(now 4;"
@@ -71,6 +74,27 @@ def test_a_disk_that_fills_up_outside_of_checkpoints_stops_the_run_with_one_line
 
     monkeypatch.setattr(PyramidalEncoder, "forward", full)
     with pytest.raises(TrainingStoppedError, match="No space left on device; free space, and the same command goes on"):
+        train(toy_settings)
+
+
+def test_the_speller_learns_words_from_text_beside_speech(toy_settings, tmp_path):
+    (tmp_path / "text.txt").write_text("\n".join(f"NEVER HEARD {'QUIZ ' * i}" for i in range(1, 80)))
+    prepare_text([tmp_path / "text.txt"], tmp_path / "text", held_out=0.1)
+    held_out = PassageSource(PreparedText(tmp_path / "text", "held_out"), CharTokenizer(), 2000)[0]
+
+    def loss(name: str, text: Path | None) -> float:
+        settings = toy_settings | {"output": str(tmp_path / name)}
+        settings["trainer"] = toy_settings["trainer"] | {"max_epochs": 4, "average_decay": 0.0}
+        settings["training"] = toy_settings["training"] | {"text_weight": 2.0}
+        settings["corpus"] = toy_settings["corpus"] | {"text": text and str(text), "text_characters": 500}
+        bundle = load_bundle(train(settings))
+        assert bundle.training.get("text") == (text and {"sentences": 70, "characters": 15_185})
+        logits = bundle.model.speller.without_speech(held_out[:, :-1])
+        return spelling_loss(logits, held_out).item()
+
+    assert loss("with", tmp_path / "text") < 0.8 * loss("without", None)
+    toy_settings["corpus"]["text"] = str(tmp_path)
+    with pytest.raises(CorpusError, match=r"no prepared text there .* run recipes/language_model/prepare.py first"):
         train(toy_settings)
 
 
