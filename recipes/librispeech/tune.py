@@ -84,7 +84,7 @@ def encoded(settings: Mapping[str, Any], bundle: Bundle, folder: Path) -> tuple[
     cuts = sorted(load_cuts(settings["corpus"]["manifests"], subsets), key=lambda c: c.duration)
     if not cuts:
         raise CorpusError(f"{settings['corpus']['manifests']}: no utterances to tune on")
-    cuts = pick_evenly(cuts, settings["max_utterances"] or 0)
+    cuts = list(pick_evenly(cuts, settings["max_utterances"] or 0))
     weights = find_model(settings["model_dir"])
     speech = [(c.id, round(c.duration, 3), cut_text(c)) for c in cuts]
     phases = settings["decoding"]["phases"]
@@ -113,7 +113,10 @@ def _read_states(path: Path) -> list[States]:
     try:
         with safe_open(path, "pt") as file:
             names = json.loads(file.metadata()["utterances"])
-            return [States(*n, file.get_tensor(f"h.{i}"), file.get_tensor(f"lengths.{i}")) for i, n in enumerate(names)]
+            return [
+                States(ids, texts, file.get_tensor(f"h.{i}"), file.get_tensor(f"lengths.{i}"))
+                for i, (ids, texts) in enumerate(names)
+            ]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return []
 
