@@ -415,9 +415,7 @@ class _Deaf:
         self.speller = speller
 
     def start(self, batch: int) -> tuple[Memory, SpellerState]:
-        some = self.speller.embedding.weight
-        nothing = some.new_zeros(batch, 1, self.speller.config.d)
-        memory = self.speller.memory(nothing, torch.ones(batch, dtype=torch.long, device=some.device))
+        memory = self.speller.nothing_heard(batch)
         return memory, self.speller.start(memory)
 
     def step(self, tokens: Tensor, state: tuple[Memory, SpellerState]) -> tuple[Tensor, tuple[Memory, SpellerState]]:

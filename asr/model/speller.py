@@ -189,9 +189,13 @@ class Speller(nn.Module):
         What is left is the language model inside the speller, which can learn from text alone (Wang et al. 2021,
         "Multitask training with text data for end-to-end speech recognition").
         """
-        rows = characters.shape[0]
-        silence = self.output.weight.new_zeros(rows, 1, self.config.d)
-        return self(characters, self.memory(silence, torch.ones_like(characters[:, 0])))[0]
+        return self(characters, self.nothing_heard(len(characters)))[0]
+
+    def nothing_heard(self, batch: int) -> Memory:
+        """A memory of one state of zeros for each row of a batch."""
+        weight = self.output.weight
+        lengths = torch.ones(batch, dtype=torch.long, device=weight.device)
+        return self.memory(weight.new_zeros(batch, 1, self.config.d), lengths)
 
     def _lstm(self, hop: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs (B, U, .) of one hop, states (B, d) -> outputs (B, U, d) and the states after the last."""
