@@ -20,6 +20,7 @@ class EncoderConfig:
     join_before: tuple[int, ...] = (0, 1)  # pairs of frames are joined before these layers; reduction 2 ** len
     dropout: float = 0.2  # on the output of every layer
     layer_norm: bool = True  # after every layer; without it learning rates above 5e-4 diverge now and then
+    residual: int = 0  # so many layers at the top add to what they read; they begin as if they were not there
 
     @property
     def reduction(self) -> int:
@@ -80,12 +81,22 @@ class BiLSTM(nn.Module):
 
 
 class PyramidalEncoder(nn.Module):
-    """A stack of BiLSTMs with neighbouring frames joined on the way up, so that N = T // reduction."""
+    """A stack of BiLSTMs with neighbouring frames joined on the way up, so that N = T // reduction.
+
+    A residual layer's output is x + norm(BiLSTM(x)) (He et al. 2016), and its norm's scale begins at 0 (Goyal et al.
+    2017), so that a trained encoder can be given more layers and at first computes what it did.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         if any(not 0 <= layer < config.layers for layer in config.join_before):
             raise ValueError(f"join_before names layers 0..{config.layers - 1}, got {config.join_before}")
+        plain = config.layers - config.residual
+        if config.residual and not (plain > max(config.join_before, default=0) and config.layer_norm):
+            raise ValueError(
+                f"residual={config.residual} of {config.layers} layers: the first and those in join_before cannot be "
+                "residual, and it needs layer_norm"
+            )
         self.config = config
         sizes = [config.n_mels] + [config.d] * (config.layers - 1)
         self.layers = nn.ModuleList(
@@ -94,6 +105,8 @@ class PyramidalEncoder(nn.Module):
         self.norms = nn.ModuleList(
             nn.LayerNorm(config.d) if config.layer_norm else nn.Identity() for _ in range(config.layers)
         )
+        for norm in self.norms[plain:]:
+            nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
         self.dropout = ByteDropout(config.dropout)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +118,8 @@ class PyramidalEncoder(nn.Module):
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             for _ in range(self.config.join_before.count(i)):
                 x, lengths = join_pairs(x, lengths)
-            x = self.dropout(norm(layer(x, lengths)))
+            heard = self.dropout(norm(layer(x, lengths)))
+            x = x + heard if i >= self.config.layers - self.config.residual else heard
         return x, lengths
 
     def output_lengths(self, lengths: Tensor) -> Tensor:

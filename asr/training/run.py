@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -508,12 +509,23 @@ def count_processes(settings: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _start_from(module: LasModule, folder: str) -> None:
-    """Take over a model folder's weights and its normalisation, which they were trained with."""
+    """Take over a model folder's weights and its normalisation, which they were trained with.
+
+    The run's encoder may have more residual layers at its top; they begin as if they were not there.
+    """
     bundle = load_bundle(find_model(folder))
-    if bundle.model.config != module.model.config:
-        difference = differences(to_mapping(bundle.model.config), to_mapping(module.model.config))
-        raise ConfigError(f"init_from={folder} has another model ({difference}); give this run the same settings")
-    module.model.load_state_dict(bundle.model.state_dict())
+    given, wanted = bundle.model.config, module.model.config
+    added = wanted.encoder.layers - given.encoder.layers
+    if added > 0:
+        encoder = replace(given.encoder, layers=wanted.encoder.layers, residual=given.encoder.residual + added)
+        given = replace(given, encoder=encoder)
+    if given != wanted:
+        difference = differences(to_mapping(bundle.model.config), to_mapping(wanted))
+        raise ConfigError(
+            f"init_from={folder} has another model ({difference}); give this run the same settings, or add as many to "
+            "model.encoder.layers as to model.encoder.residual"
+        )
+    module.model.load_state_dict(module.model.state_dict() | bundle.model.state_dict())
     module.normalizer.load_state_dict(bundle.normalizer.state_dict())
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -84,6 +86,43 @@ def test_odd_d_is_refused(d):
 def test_join_before_a_layer_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"0\.\.2"):
         PyramidalEncoder(EncoderConfig(layers=3, join_before=(3,)))
+
+
+def test_residual_layers_begin_as_if_they_were_not_there_and_learn():
+    config = EncoderConfig(n_mels=6, d=8, layers=2, dropout=0.0)
+    small = PyramidalEncoder(config)
+    deep = PyramidalEncoder(replace(config, layers=4, residual=2))
+    deep.load_state_dict(deep.state_dict() | small.state_dict())
+    x, lengths = torch.randn(3, 40, 6), torch.tensor([40, 27, 9])
+    h, n = deep(x, lengths)
+    for row, length in zip(range(3), n, strict=True):
+        assert torch.equal(h[row, :length], small(x, lengths)[0][row, :length])
+    optimizer = torch.optim.SGD(deep.parameters(), lr=0.1)
+    for _ in range(2):  # the norm's scale first, then what it scales
+        optimizer.zero_grad()
+        deep(x, lengths)[0].square().sum().backward()
+        optimizer.step()
+    assert all(p.grad.abs().max() > 0 for layer in deep.layers[2:] for p in layer.parameters())
+
+
+def test_residual_layers_alone_equal_in_a_batch():
+    encoder = PyramidalEncoder(EncoderConfig(n_mels=6, d=8, layers=4, residual=2)).eval()
+    for norm in encoder.norms:
+        torch.nn.init.normal_(norm.weight)
+    lengths = torch.tensor([40, 27])
+    x = torch.randn(2, 40, 6)
+    together, out = encoder(x, lengths)
+    alone, n = encoder(x[1:, :27], lengths[1:])
+    torch.testing.assert_close(alone[0, : n[0]], together[1, : out[1]])
+    plain = PyramidalEncoder(EncoderConfig(n_mels=6, d=8, layers=4)).eval()
+    plain.load_state_dict(encoder.state_dict())
+    assert not torch.allclose(plain(x, lengths)[0], together)
+
+
+@pytest.mark.parametrize("config", [EncoderConfig(residual=3), EncoderConfig(residual=1, layer_norm=False)])
+def test_layers_that_cannot_be_residual_are_refused(config):
+    with pytest.raises(ValueError, match="residual"):
+        PyramidalEncoder(config)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -207,3 +207,19 @@ def test_a_model_to_start_from_must_have_the_same_settings(toy_settings, tmp_pat
     again["model"] = {**toy_settings["model"], "encoder": {**toy_settings["model"]["encoder"], "layers": 3}}
     with pytest.raises(ConfigError, match=r"has another model .*layers"):
         train(again)
+
+
+def test_a_run_may_start_from_a_model_with_fewer_layers(toy_settings, tmp_path):
+    toy_settings["trainer"] |= {"max_epochs": 1}
+    train(toy_settings)
+    first = tmp_path / "run" / "model"
+    again = toy_settings | {"output": str(tmp_path / "again"), "init_from": str(first)}
+    encoder = toy_settings["model"]["encoder"]
+    again["model"] = {**toy_settings["model"], "encoder": {**encoder, "layers": encoder["layers"] + 1, "residual": 1}}
+    again["training"] = toy_settings["training"] | {"learning_rate": 0.0, "final_learning_rate": 0.0}
+    train(again)
+    before, after = load_bundle(first).model, load_bundle(tmp_path / "again" / "model").model
+    assert after.config.encoder.residual == 1
+    frames, lengths = torch.randn(2, 60, before.config.encoder.n_mels), torch.tensor([60, 41])
+    h = before.encoder(frames, lengths)[0][:, :10]  # neither row's padding
+    torch.testing.assert_close(after.encoder(frames, lengths)[0][:, :10], h, atol=1e-2, rtol=1e-2)  # fp16 in the folder
