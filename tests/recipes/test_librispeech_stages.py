@@ -1,0 +1,42 @@
+"""The stages of recipes/librispeech/run.sh: each can start from the model of the one before."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from asr.config import from_mapping
+from asr.model import ModelConfig
+from asr.training.module import TrainingConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        found = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_second_stage_has_the_model_of_the_first_and_more_residual_layers():
+    first, further = (
+        from_mapping(ModelConfig, settings(f"experiment={name}")["model"], "model")
+        for name in ("compact", "compact_further")
+    )
+    added = further.encoder.residual
+    assert added > 0
+    assert further == replace(
+        first, encoder=replace(first.encoder, layers=first.encoder.layers + added, residual=added)
+    )
+
+
+@pytest.mark.parametrize("name", ["compact", "compact_further"])
+def test_a_stage_trains_the_speller_and_validates_its_last_epoch(name):
+    found = settings(f"experiment={name}")
+    from_mapping(TrainingConfig, found["training"], "training")
+    assert found["trainer"]["max_epochs"] % found["trainer"]["validate_every"] == 0
+    assert found["training"]["ctc_only_epochs"] < found["trainer"]["max_epochs"]
