@@ -118,8 +118,8 @@ class PyramidalEncoder(nn.Module):
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             for _ in range(self.config.join_before.count(i)):
                 x, lengths = join_pairs(x, lengths)
-            heard = self.dropout(norm(layer(x, lengths)))
-            x = x + heard if i >= self.config.layers - self.config.residual else heard
+            h = self.dropout(norm(layer(x, lengths)))
+            x = x + h if i >= self.config.layers - self.config.residual else h
         return x, lengths
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
