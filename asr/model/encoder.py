@@ -91,7 +91,9 @@ class PyramidalEncoder(nn.Module):
         super().__init__()
         if any(not 0 <= layer < config.layers for layer in config.join_before):
             raise ValueError(f"join_before names layers 0..{config.layers - 1}, got {config.join_before}")
-        plain = config.layers - config.residual
+        self.plain = plain = config.layers - config.residual  # layers that are not residual
+        if config.residual < 0:
+            raise ValueError(f"residual must not be negative, got {config.residual}")
         if config.residual and not (plain > max(config.join_before, default=0) and config.layer_norm):
             raise ValueError(
                 f"residual={config.residual} of {config.layers} layers: the first and those in join_before cannot be "
@@ -119,7 +121,7 @@ class PyramidalEncoder(nn.Module):
             for _ in range(self.config.join_before.count(i)):
                 x, lengths = join_pairs(x, lengths)
             h = self.dropout(norm(layer(x, lengths)))
-            x = x + h if i >= self.config.layers - self.config.residual else h
+            x = x + h if i >= self.plain else h
         return x, lengths
 
     def output_lengths(self, lengths: Tensor) -> Tensor:

@@ -119,7 +119,9 @@ def test_residual_layers_alone_equal_in_a_batch():
     assert not torch.allclose(plain(x, lengths)[0], together)
 
 
-@pytest.mark.parametrize("config", [EncoderConfig(residual=3), EncoderConfig(residual=1, layer_norm=False)])
+@pytest.mark.parametrize(
+    "config", [EncoderConfig(residual=r, layer_norm=n) for r, n in [(3, True), (5, True), (-1, True), (1, False)]]
+)
 def test_layers_that_cannot_be_residual_are_refused(config):
     with pytest.raises(ValueError, match="residual"):
         PyramidalEncoder(config)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def settings(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         found = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
     assert isinstance(found, dict)
     return found
