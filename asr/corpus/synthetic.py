@@ -1,6 +1,6 @@
 """Sentences of a text read aloud by pseudo-speakers, in a folder laid out like LibriSpeech.
 
-A pseudo-speaker is one synthetic voice with other pitch, intonation, formants and pace, recorded at another level with
+A pseudo-speaker is a synthetic voice with other pitch, intonation, formants and pace, recorded at another level with
 another background hiss. What a chapter says and who reads it depend on the settings and its number alone: a folder can
 be made by any number of processes, goes on where it stopped, and grows when more hours are asked for.
 """
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
+import soundfile
 import soxr
 
 from asr.config import to_mapping
@@ -23,7 +27,17 @@ from asr.corpus.text import PreparedText
 from asr.errors import ConfigError, CorpusError
 from asr.tokenizer import CharTokenizer
 
-__all__ = ["HibariVoice", "Speaker", "SpeakerRanges", "SyntheticConfig", "Voice", "draw_speaker", "synthesize"]
+__all__ = [
+    "FliteVoice",
+    "HibariVoice",
+    "Speaker",
+    "SpeakerRanges",
+    "SyntheticConfig",
+    "Voice",
+    "draw_speaker",
+    "make_voice",
+    "synthesize",
+]
 
 SENTENCES_PER_MINUTE = 20  # set apart for a chapter; a minute of prose has about 10
 _PAUSE_BEFORE = re.compile(r" (?=(?:and|but|for|which|who|when|while|because|though|if|as|or|so|then|yet) )")
@@ -66,7 +80,9 @@ class SpeakerRanges:
 class SyntheticConfig:
     """What to read aloud, and how."""
 
+    voices: tuple[str, ...] = ("hibari",)  # names of VOICES; pseudo-speakers have them in turn
     speakers: int = 200
+    prefix: str = "T"  # of their names; another for each subset, or their utterances are taken for the same ones
     chapter_minutes: float = 10.0
     min_seconds: float = 2.0  # of an utterance
     max_seconds: float = 17.0
@@ -75,6 +91,10 @@ class SyntheticConfig:
     ranges: SpeakerRanges = field(default_factory=SpeakerRanges)
 
     def __post_init__(self) -> None:
+        if not self.voices or not set(self.voices) <= set(VOICES):
+            raise ValueError(f"voices must be some of {', '.join(VOICES)}; got {', '.join(self.voices) or 'none'}")
+        if not re.fullmatch("[B-Z]+", self.prefix):  # A begins the names of changed copies
+            raise ValueError(f"prefix must be capital letters without A; got {self.prefix!r}")
         if self.speakers < 1:
             raise ValueError(f"speakers must be 1 or more; got {self.speakers}")
         if self.chapter_minutes <= 0:
@@ -122,6 +142,45 @@ class HibariVoice:
         return soxr.resample(samples, RATE * speaker.formants, SAMPLE_RATE) if len(samples) else samples
 
 
+class FliteVoice:
+    """A voice of flite (Black and Lenzo 2001, https://github.com/festvox/flite), which the system has to have.
+
+    Pace and pitch are flite's to change, the formants move when the samples are read at another rate. Intonation and
+    breath stay the voice's own; so does the pitch of `rms`, but for what the other rate makes of it.
+    """
+
+    # Mean pitch in Hz, as set: 0 where flite does not let it be set.
+    PITCHES: ClassVar = {"awb": 132, "kal16": 92, "rms": 0, "slt": 172}
+
+    def __init__(self, name: str) -> None:
+        if not shutil.which("flite"):
+            raise ConfigError("flite is not installed; on Debian and Ubuntu: apt-get install flite")
+        self.name = name
+
+    def __call__(self, sentence: str, speaker: Speaker, rng: np.random.Generator) -> Samples:
+        text = punctuate(sentence, speaker.pauses, rng)
+        settings = [f"duration_stretch={speaker.formants / speaker.pace:.4f}"]
+        if mean := self.PITCHES[self.name]:
+            settings.append(f"int_f0_target_mean={mean * speaker.pitch / speaker.formants:.1f}")
+        with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+            command = ["flite", "-voice", self.name, "-t", text, "-o", file.name]
+            for setting in settings:
+                command += ["--setf", setting]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise CorpusError(f"flite: {' '.join(done.stderr.split())[:200] or f'exit code {done.returncode}'}")
+            samples, rate = soundfile.read(file.name, dtype="float32")
+        return soxr.resample(samples, rate * speaker.formants, SAMPLE_RATE) if len(samples) else samples
+
+
+VOICES = ("hibari", *(f"flite-{name}" for name in FliteVoice.PITCHES))
+
+
+def make_voice(name: str) -> Voice:
+    """One of VOICES."""
+    return HibariVoice() if name == "hibari" else FliteVoice(name.removeprefix("flite-"))
+
+
 def _bend(f0: Samples, speaker: Speaker) -> Samples:
     """The pitch curve (F,) in Hz of another speaker; below 40 Hz it means unvoiced."""
     voiced = f0 > 40
@@ -157,7 +216,7 @@ def synthesize(
     *,
     subset: str = "synthetic",
     processes: int = 1,
-    make_voice: Callable[[], Voice] = HibariVoice,
+    make_voice: Callable[[str], Voice] = make_voice,
 ) -> Path:
     """Write `output/LibriSpeech/<subset>/<speaker>/<chapter>/*.flac` and transcripts; returns the folder of the subset.
 
@@ -185,18 +244,18 @@ def synthesize(
 
 
 class _Reader:
-    """Reads chapters of one text aloud; goes to other processes without its voice and text, which they load anew."""
+    """Reads chapters of one text aloud; goes to other processes without its voices and text, which they load anew."""
 
-    def __init__(self, text: Path, folder: Path, config: SyntheticConfig, make_voice: Callable[[], Voice]) -> None:
+    def __init__(self, text: Path, folder: Path, config: SyntheticConfig, make_voice: Callable[[str], Voice]) -> None:
         self.text_folder, self.folder, self.config, self.make_voice = text, folder, config, make_voice
         self.tokenizer = CharTokenizer()
         self.text = PreparedText(text, "train", self.tokenizer)
-        self.voice: Voice | None = None
+        self.voices: dict[str, Voice] = {}
 
-    def __getstate__(self) -> tuple[Path, Path, SyntheticConfig, Callable[[], Voice]]:
+    def __getstate__(self) -> tuple[Path, Path, SyntheticConfig, Callable[[str], Voice]]:
         return self.text_folder, self.folder, self.config, self.make_voice
 
-    def __setstate__(self, state: tuple[Path, Path, SyntheticConfig, Callable[[], Voice]]) -> None:
+    def __setstate__(self, state: tuple[Path, Path, SyntheticConfig, Callable[[str], Voice]]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
     @property
@@ -210,7 +269,7 @@ class _Reader:
         return len(self.text) // self.block
 
     def name(self, chapter: int) -> str:
-        return f"T{chapter % self.config.speakers:04d}-{chapter:05d}"
+        return f"{self.config.prefix}{chapter % self.config.speakers:04d}-{chapter:05d}"
 
     def transcript(self, chapter: int) -> Path:
         """Written last: a chapter with a transcript is complete."""
@@ -219,17 +278,17 @@ class _Reader:
 
     def read(self, chapter: int) -> None:
         """Write one chapter."""
-        self.voice = self.voice or self.make_voice()
         write_chapter(self.transcript(chapter), self._utterances(chapter))
 
     def _utterances(self, chapter: int) -> Iterator[tuple[str, str, Samples]]:
         """Id, text and samples, until the chapter is long enough."""
         config = self.config
         rng = np.random.default_rng([config.seed, 1, chapter])
-        speaker = draw_speaker(config.ranges, config.seed, chapter % config.speakers)
+        who = chapter % config.speakers
+        speaker, voice = draw_speaker(config.ranges, config.seed, who), self._voice(who)
         number, seconds = 0, 0.0
         for sentences in self._texts(chapter, speaker.pace, rng):
-            samples = self._record(sentences, speaker, rng)
+            samples = self._record(sentences, voice, speaker, rng)
             duration = len(samples) / SAMPLE_RATE
             if config.min_seconds <= duration <= config.max_seconds:
                 yield f"{self.name(chapter)}-{number:04d}", " ".join(sentences), samples
@@ -265,12 +324,18 @@ class _Reader:
         if joined:
             yield joined
 
-    def _record(self, sentences: list[str], speaker: Speaker, rng: np.random.Generator) -> Samples:
+    def _voice(self, who: int) -> Voice:
+        """Of a pseudo-speaker."""
+        name = self.config.voices[who % len(self.config.voices)]
+        if name not in self.voices:
+            self.voices[name] = self.make_voice(name)
+        return self.voices[name]
+
+    def _record(self, sentences: list[str], voice: Voice, speaker: Speaker, rng: np.random.Generator) -> Samples:
         """The sentences, read one after the other, at a level near the speaker's and above a hiss."""
-        assert self.voice
         parts: list[Samples] = []
         for sentence in sentences:
-            parts += [self.voice(sentence, speaker, rng), np.zeros(int(rng.uniform(0, 0.3) * SAMPLE_RATE), np.float32)]
+            parts += [voice(sentence, speaker, rng), np.zeros(int(rng.uniform(0, 0.3) * SAMPLE_RATE), np.float32)]
         samples = np.concatenate(parts[:-1])
         if not samples.any():
             return samples[:0]

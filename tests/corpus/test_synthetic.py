@@ -1,6 +1,7 @@
 """Text read aloud: what is read, by whom, how it is written down, and that a folder can be gone on with."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -13,7 +14,16 @@ import soundfile
 from toy_speech import speak
 
 from asr.corpus import chapters, librispeech, synthetic
-from asr.corpus.synthetic import HibariVoice, Speaker, SpeakerRanges, SyntheticConfig, draw_speaker, synthesize
+from asr.corpus.synthetic import (
+    FliteVoice,
+    HibariVoice,
+    Speaker,
+    SpeakerRanges,
+    SyntheticConfig,
+    draw_speaker,
+    make_voice,
+    synthesize,
+)
 from asr.corpus.text import PreparedText, prepare_text
 from asr.errors import ConfigError, CorpusError
 from asr.tokenizer import CharTokenizer
@@ -30,6 +40,10 @@ class ToyVoice:
         return speak(sentence, seed=int(rng.integers(1000)))
 
 
+def toy_voice(name):
+    return ToyVoice()
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
@@ -41,7 +55,7 @@ def text(tmp_path_factory):
 
 
 def read_aloud(text, output, hours=0.0125, config=CONFIG, **options):
-    return synthesize(text, output, hours, config, make_voice=ToyVoice, **options)
+    return synthesize(text, output, hours, config, make_voice=toy_voice, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -104,9 +118,22 @@ def test_what_cannot_work_is_said_in_one_line(text, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "hibari", None)
     with pytest.raises(ConfigError, match=r"not installed; pip install 'asr\[tts\]'"):
         HibariVoice()
-    for wrong in ({"speakers": 0}, {"chapter_minutes": 0.0}, {"min_seconds": 9.0, "max_seconds": 8.0}):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="flite is not installed; on Debian and Ubuntu: apt-get install flite"):
+        FliteVoice("slt")
+    for wrong in (
+        {"speakers": 0},
+        {"prefix": "AB"},
+        {"prefix": ""},
+        {"chapter_minutes": 0.0},
+        {"min_seconds": 9.0, "max_seconds": 8.0},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             SyntheticConfig(**wrong)
+    with pytest.raises(ValueError, match=r"voices must be some of hibari, flite-awb, .*; got hibari, flite-nobody"):
+        SyntheticConfig(voices=("hibari", "flite-nobody"))
+    with pytest.raises(ValueError, match="got none"):
+        SyntheticConfig(voices=())
     with pytest.raises(ValueError, match="pace must be two numbers, the lower first"):
         SpeakerRanges(pace=(1.1, 0.9))
 
@@ -122,6 +149,26 @@ def test_speakers_differ_within_the_ranges_and_high_voices_have_high_formants():
         assert high >= max(drawn) > high - (high - low) / 5
     formants, pitch = ([getattr(speaker, name) for speaker in speakers] for name in ("formants", "pitch"))
     assert 0.7 < np.corrcoef(formants, pitch)[0, 1] < 0.99
+
+
+def test_pseudo_speakers_have_the_voices_in_turn(text, tmp_path):
+    asked = []
+
+    class Named(ToyVoice):
+        def __init__(self, name):
+            asked.append(name)
+            self.seed = ("hibari", "flite-slt").index(name)
+
+        def __call__(self, sentence, speaker, rng):
+            said.append((speaker, self.seed))
+            return super().__call__(sentence, speaker, rng)
+
+    said: list = []
+    config = replace(CONFIG, speakers=2, prefix="UV", voices=("hibari", "flite-slt"))
+    folder = synthesize(text, tmp_path, 0.0125, config, make_voice=Named)
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"UV0000", "UV0001"}
+    assert asked == ["hibari", "flite-slt"]  # each is loaded once for the three chapters
+    assert {draw_speaker(config.ranges, 1, i): i for i in (0, 1)} == dict(said)
 
 
 def test_a_sentence_is_punctuated():
@@ -177,6 +224,27 @@ def test_pitch_formants_and_pace_of_the_voice_are_the_speakers():
     assert pitch(say(pitch=0.7)) == pytest.approx(0.7 * pitch(plain), rel=0.1)
     assert pitch(say(formants=0.85)) == pytest.approx(pitch(plain), rel=0.1)
     assert centroid(say(formants=0.85)) < 0.95 * centroid(plain)
+
+
+@pytest.mark.skipif(not shutil.which("flite"), reason="flite is not installed")
+@pytest.mark.parametrize("name", FliteVoice.PITCHES)
+def test_pitch_formants_and_pace_of_flites_voices_are_the_speakers(name):
+    voice = make_voice(f"flite-{name}")
+
+    def say(**changes):
+        return voice("WE WERE AWAY A YEAR AGO", replace(AS_IT_IS, **changes), np.random.default_rng(0))
+
+    plain = say()
+    assert np.array_equal(plain, say())
+    assert len(say(pace=0.8)) == pytest.approx(len(plain) / 0.8, rel=0.05)
+    assert len(say(formants=0.85)) == pytest.approx(len(plain), rel=0.05)
+    assert centroid(say(formants=0.85)) < 0.95 * centroid(plain)
+    if name == "rms":  # whose pitch cannot be set
+        assert pitch(say(pitch=1.3)) == pitch(plain)
+    else:
+        assert pitch(plain) == pytest.approx(FliteVoice.PITCHES[name], rel=0.1)
+        assert pitch(say(pitch=1.3)) == pytest.approx(1.3 * pitch(plain), rel=0.1)
+        assert pitch(say(formants=0.85)) == pytest.approx(pitch(plain), rel=0.1)
 
 
 def pitch(samples) -> float:
