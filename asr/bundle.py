@@ -28,7 +28,7 @@ from asr.tokenizer import CharTokenizer
 
 __all__ = ["Bundle", "load_any_language_model", "load_bundle", "save_bundle"]
 
-FORMAT = 2  # raised when an older reader could not make sense of a newer folder
+FORMAT = 3  # raised when an older reader could not make sense of a newer folder
 
 
 @dataclass

@@ -12,6 +12,7 @@ no loop over t.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,10 @@ from asr.model.lstm import lstm as run_lstm
 __all__ = ["Memory", "Speller", "SpellerConfig", "SpellerState"]
 
 CONTEXTS = ("attention", "fixed", "cho")
+WAVELENGTHS = (
+    8,
+    256,
+)  # encoder states; 0.3 to 10 s, so that utterances longer than those of training bring nothing new
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class SpellerConfig:
     attention: str = "dot"  # dot | scaled | general | additive | location
     input_feeding: bool = False
     hops: int = 2  # decoder LSTMs, each attending; 1 is the plain form of the equations
+    positions: int = 0  # sines and cosines of its place that are added to each h_i, by a matrix that begins at 0
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
@@ -45,6 +51,8 @@ class SpellerConfig:
             raise ValueError(f"context must be one of {', '.join(CONTEXTS)}; got {self.context!r}")
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}; got {self.attention!r}")
+        if self.positions < 0 or self.positions % 2:
+            raise ValueError(f"positions counts sines and cosines, an even number; got {self.positions}")
         if self.input_feeding and self.context != "attention":
             raise ValueError("input_feeding feeds a_{t-1} back: it needs context=attention")
 
@@ -100,6 +108,14 @@ class SpellerState:
         return self.hidden if self.rows is None else self.hidden.index_select(0, self.rows)
 
 
+def sinusoids(size: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """(size, count): sines, then cosines of 0 .. size - 1, their wavelengths from one of WAVELENGTHS to the other."""
+    shortest, longest = WAVELENGTHS
+    exponents = torch.linspace(0, 1, count // 2, device=device)
+    angles = 2 * math.pi * torch.arange(size, device=device)[:, None] / (shortest * (longest / shortest) ** exponents)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 class Speller(nn.Module):
     def __init__(self, config: SpellerConfig) -> None:
         super().__init__()
@@ -115,6 +131,10 @@ class Speller(nn.Module):
         self.attentions: Sequence[DotProductAttention] = nn.ModuleList(
             ATTENTIONS[c.attention](c.d) for _ in range(c.hops if attends else 0)
         )  # type: ignore[assignment]
+        self.position: nn.Linear | None = None
+        if c.positions:
+            self.position = nn.Linear(c.positions, c.d, bias=False)
+            nn.init.zeros_(self.position.weight)  # a trained speller can be given them and at first does what it did
         self.dropout = ByteDropout(c.dropout)
         self.output = nn.Linear(above, c.vocabulary)
         self._packed: list[PackedCell] = []  # of the LSTMs; see `pack`
@@ -139,7 +159,16 @@ class Speller(nn.Module):
         return self.config.input_feeding or any(a.sequential for a in self.attentions)
 
     def memory(self, h: Tensor, lengths: Tensor) -> Memory:
-        """Encoder states (B, N, d) with lengths (B,) >= 1 -> what every step needs."""
+        """Encoder states (B, N, d) with lengths (B,) >= 1 -> what every step needs.
+
+        With `positions`, h_i + W p_i takes the place of h_i: an LSTM counts poorly, and a speller that finds the place
+        where it just was in what it last heard can look on from there (sinusoids as in Vaswani et al. 2017, 3.5).
+        """
+        if self.position is not None:
+            h = h + self.position(sinusoids(h.shape[1], self.config.positions, h.device))
+        return self._memory(h, lengths)
+
+    def _memory(self, h: Tensor, lengths: Tensor) -> Memory:
         last = h[torch.arange(h.shape[0], device=h.device), lengths - 1]
         keys = tuple(a.keys(h) for a in self.attentions)
         values = [h for _ in keys]
@@ -195,7 +224,7 @@ class Speller(nn.Module):
         """A memory of one state of zeros for each row of a batch."""
         weight = self.output.weight
         lengths = torch.ones(batch, dtype=torch.long, device=weight.device)
-        return self.memory(weight.new_zeros(batch, 1, self.config.d), lengths)
+        return self._memory(weight.new_zeros(batch, 1, self.config.d), lengths)
 
     def _lstm(self, hop: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs (B, U, .) of one hop, states (B, d) -> outputs (B, U, d) and the states after the last."""

@@ -511,7 +511,8 @@ def count_processes(settings: Mapping[str, Any]) -> tuple[int, int]:
 def _start_from(module: LasModule, folder: str) -> None:
     """Take over a model folder's weights and its normalisation, which they were trained with.
 
-    The run's encoder may have more residual layers at its top; they begin as if they were not there.
+    The run's encoder may have more residual layers at its top, and its speller positions; they begin as if they were
+    not there.
     """
     bundle = load_bundle(find_model(folder))
     given, wanted = bundle.model.config, module.model.config
@@ -519,11 +520,13 @@ def _start_from(module: LasModule, folder: str) -> None:
     if added > 0:
         encoder = replace(given.encoder, layers=wanted.encoder.layers, residual=given.encoder.residual + added)
         given = replace(given, encoder=encoder)
+    if not given.speller.positions:
+        given = replace(given, speller=replace(given.speller, positions=wanted.speller.positions))
     if given != wanted:
         difference = differences(to_mapping(bundle.model.config), to_mapping(wanted))
         raise ConfigError(
-            f"init_from={folder} has another model ({difference}); give this run the same settings, or add as many to "
-            "model.encoder.layers as to model.encoder.residual"
+            f"init_from={folder} has another model ({difference}); give this run the same settings, but for "
+            "model.speller.positions or as many layers in model.encoder.layers as in model.encoder.residual"
         )
     module.model.load_state_dict(module.model.state_dict() | bundle.model.state_dict())
     module.normalizer.load_state_dict(bundle.normalizer.state_dict())

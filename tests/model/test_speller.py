@@ -3,12 +3,14 @@ import torch
 
 from asr.model import EncoderConfig, ListenAttendSpell, ModelConfig, Speller, SpellerConfig
 from asr.model.lstm import PackedCell
+from asr.model.speller import sinusoids
 
 VARIANTS = {
     "attention": {},
     "one hop": {"hops": 1},
     "input feeding": {"input_feeding": True},
     "input feeding, one hop": {"input_feeding": True, "hops": 1},
+    "positions": {"positions": 4},
     "general": {"attention": "general"},
     "location": {"attention": "location", "hops": 1},
     "location, two hops": {"attention": "location"},
@@ -18,7 +20,10 @@ VARIANTS = {
 
 
 def make(**settings) -> Speller:
-    return Speller(SpellerConfig(vocabulary=9, d=8, embedding=5, **settings)).eval()
+    speller = Speller(SpellerConfig(vocabulary=9, d=8, embedding=5, **settings)).eval()
+    if speller.position is not None:
+        torch.nn.init.normal_(speller.position.weight)  # it begins at 0
+    return speller
 
 
 @pytest.fixture
@@ -48,7 +53,9 @@ def test_without_speech_nothing_is_heard(settings, batch):
     h, lengths, characters = batch
     speller = make(**settings)
     logits = speller.without_speech(characters)
+    speller.position, position = None, speller.position
     expected, _ = speller(characters, speller.memory(torch.zeros_like(h), lengths))
+    speller.position = position
     torch.testing.assert_close(logits, expected)
     other = characters.clone()
     other[:, 3] = 3 + (other[:, 3] - 2) % 6
@@ -100,6 +107,36 @@ def test_selecting_rows_of_selected_rows(batch):
     twice = state.select(torch.tensor([1, 0, 1])).select(torch.tensor([2, 1]))
     assert torch.equal(twice.unfolded(), state.hidden[[1, 0]])
     assert torch.equal(twice.cell, state.cell[[1, 0]])
+
+
+def test_positions_begin_as_if_they_were_not_there_and_learn(batch):
+    h, lengths, characters = batch
+    without = make()
+    speller = Speller(SpellerConfig(vocabulary=9, d=8, embedding=5, positions=4)).eval()
+    speller.load_state_dict(speller.state_dict() | without.state_dict())
+    logits, _ = speller(characters, speller.memory(h, lengths))
+    assert torch.equal(logits, without(characters, without.memory(h, lengths))[0])
+    logits.square().sum().backward()
+    assert speller.position.weight.grad.abs().amin() > 0
+
+
+def test_positions_tell_where_a_state_is():
+    """Equal states can only be told apart by their place, and the wavelengths leave no two places within 10 s alike."""
+    speller = make(positions=16)
+    memory = speller.memory(torch.ones(1, 256, 8), torch.tensor([256]))
+    closest = torch.cdist(memory.h[0], memory.h[0]) + torch.eye(256) * 1e9
+    assert closest.min() > 0.1
+    table = sinusoids(300, 6)
+    assert table.shape == (300, 6)
+    for row, wavelength in enumerate((8, 2048**0.5, 256)):
+        angle = torch.arange(300) * 2 * torch.pi / wavelength
+        torch.testing.assert_close(table[:, row], angle.sin(), atol=1e-3, rtol=0)
+        torch.testing.assert_close(table[:, 3 + row], angle.cos(), atol=1e-3, rtol=0)
+
+
+def test_positions_are_sines_and_cosines():
+    with pytest.raises(ValueError, match="an even number; got 3"):
+        SpellerConfig(positions=3)
 
 
 def test_only_input_feeding_and_location_need_a_loop():
