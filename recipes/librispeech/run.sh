@@ -3,9 +3,11 @@
 #
 #     recipes/librispeech/run.sh                        # downloads mini LibriSpeech (0.5 GB) into data/
 #     recipes/librispeech/run.sh corpus.root=DIR corpus.train=[train-clean-100] corpus.dev=[dev-clean]
+#     recipes/librispeech/run.sh text=[sentences.txt.xz] hours=40            # and sentences read by synthetic voices
 #     recipes/librispeech/run.sh experiment=small trainer.max_epochs=20      # one stage with settings of your own
 #
-# What else is given goes to train.py. The folder of the run is runs/librispeech, or output=.
+# With text= comes a third stage of training, on copies of all speech in rooms too, and with noises=FOLDER in noise. What
+# else is given goes to train.py. The folder of the run is runs/librispeech, or output=.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -13,6 +15,10 @@ source recipes/setup.sh
 setup_venv ".[train]"
 
 prepare=(corpus.download=true)
+root=data
+text=
+hours=40
+noises=()
 train=()
 output=runs/librispeech
 trained=train-clean-5
@@ -20,7 +26,10 @@ dev=dev-clean-2
 experiment=
 for option in "$@"; do
     case $option in
-        corpus.root=*) prepare=("$option") ;;
+        corpus.root=*) prepare=("$option") root=${option#corpus.root=} ;;
+        text=*) text=$option ;;
+        hours=*) hours=${option#hours=} ;;
+        noises=*) noises=("$option") ;;
         output=*) output=${option#output=} ;;
         corpus.train=*) trained=${option#corpus.train=} trained=${trained//[\[\]]/} ;;
         corpus.dev=*) dev=${option#corpus.dev=} dev=${dev//[\[\]]/} ;;
@@ -35,8 +44,26 @@ if [[ $experiment ]]; then
     python recipes/librispeech/train.py experiment="$experiment" output="$output" "${common[@]}"
 else # CTC first, then the speller with guidance; then on at a lower learning rate
     python recipes/librispeech/train.py experiment=compact output="$output/first" "${common[@]}"
-    python recipes/librispeech/train.py experiment=compact_further init_from="$output/first/model" output="$output" \
+    second=$output
+    [[ $text ]] && second=$output/second
+    python recipes/librispeech/train.py experiment=compact_further init_from="$output/first/model" output="$second" \
         "${common[@]}"
+    if [[ $text ]]; then # then on with synthetic voices and copies
+        folder=$root
+        [[ -d $root/LibriSpeech ]] && folder=$root/LibriSpeech
+        recipes/synthetic/run.sh "$text" overlap_with="[$folder/${dev//,/,$folder/}]" hours="$hours" "${noises[@]}" \
+            output="$output/spoken"
+        for subset in ${trained//,/ }; do
+            python recipes/synthetic/augment.py root="$root" subset="$subset" output="$output/spoken" "${noises[@]}"
+        done
+        subsets=$(cd "$output/spoken/LibriSpeech" && echo ./*-augmented)
+        subsets=${subsets//.\//} subsets=${subsets// /,}
+        python recipes/librispeech/prepare.py corpus.root="$output/spoken" "corpus.subsets=[$subsets]" \
+            output="$output/manifests"
+        python recipes/librispeech/train.py experiment=compact_spoken init_from="$second/model" output="$output" \
+            "${common[@]}" "corpus.train=[$trained,$subsets]" "corpus.unperturbed=[$subsets]" \
+            "corpus.shares={${subsets//,/: 0.2, }: 0.2}"
+    fi
 fi
 decode=(model_dir="$output/model" corpus.manifests="$output/manifests" "corpus.decode=[$dev]")
 for decoding in greedy greedy_ctc beam_ctc; do

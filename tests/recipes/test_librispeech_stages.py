@@ -34,7 +34,16 @@ def test_the_second_stage_has_the_model_of_the_first_and_more_residual_layers():
     )
 
 
-@pytest.mark.parametrize("name", ["compact", "compact_further"])
+def test_the_third_stage_has_the_model_of_the_second_and_positions():
+    further, spoken = (
+        from_mapping(ModelConfig, settings(f"experiment={name}")["model"], "model")
+        for name in ("compact_further", "compact_spoken")
+    )
+    assert spoken.speller.positions > 0
+    assert spoken == replace(further, speller=replace(further.speller, positions=spoken.speller.positions))
+
+
+@pytest.mark.parametrize("name", ["compact", "compact_further", "compact_spoken"])
 def test_a_stage_trains_the_speller_and_validates_its_last_epoch(name):
     found = settings(f"experiment={name}")
     from_mapping(TrainingConfig, found["training"], "training")

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# From a text to speech to train on: sentences read aloud by all voices that there are, and copies of that in rooms and noise.
+# Run it again to go on after an interruption.
+#
+#     recipes/synthetic/run.sh text=[sentences.txt.xz] overlap_with=[data/LibriSpeech/dev-clean] hours=40 output=data/spoken
+#     recipes/synthetic/run.sh text=[sentences.txt.xz] noises=FOLDER         # recordings without speech, for the copies
+#
+# Subsets spoken-*, and of each -augmented. Four tenths of the hours are read by flite's voices where flite is installed.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+prepare=()
+noises=()
+hours=40
+output=data/spoken
+for option in "$@"; do
+    case $option in
+        text=* | overlap_with=*) prepare+=("$option") ;;
+        noises=*) noises=("$option") ;;
+        hours=*) hours=${option#hours=} ;;
+        output=*) output=${option#output=} ;;
+        *) echo "error: $option: not known here; see the top of $0" >&2 && exit 2 ;;
+    esac
+done
+if [[ ! ${prepare[*]-} =~ text= ]]; then
+    echo "error: no text given; say text=[FILE,FOLDER,...] (see the top of $0)" >&2
+    exit 2
+fi
+
+source recipes/setup.sh
+setup_venv ".[train,tts,augment]"
+
+[[ -f $output/text/text.json ]] || python recipes/language_model/prepare.py "${prepare[@]}" output="$output/text"
+processes=$(python -c 'import os; print(os.cpu_count())')
+part() { python -c "print($hours * $1)"; }
+spoken() { # subset, share of the hours, prefix, other settings
+    local subset=$1 share=$2 prefix=$3
+    python recipes/synthetic/prepare.py text="$output/text" output="$output" subset="$subset" hours="$(part "$share")" \
+        prefix="$prefix" processes="$processes" "${@:4}"
+    python recipes/synthetic/augment.py root="$output" output="$output" subset="$subset" processes="$processes" \
+        rooms=0.3 noise=0.4 telephone=0.05 mp3=0.05 "${noises[@]}"
+}
+if command -v flite >/dev/null; then
+    spoken spoken-hibari 0.6 T seed=7 speakers=300
+    spoken spoken-men 0.3 U seed=11 speakers=150 "voices=[flite-awb,flite-rms,flite-kal16]" \
+        "ranges.formants=[0.92,1.18]" "ranges.pitch=[0.75,1.8]"
+    spoken spoken-slt 0.1 V seed=12 speakers=50 "voices=[flite-slt]" "ranges.formants=[0.8,1.1]"
+else
+    echo "flite is not installed: hibari-tts reads all (Debian, Ubuntu: apt-get install flite)"
+    spoken spoken-hibari 1.0 T seed=7 speakers=300
+fi
