@@ -28,10 +28,7 @@ from asr.model.lstm import lstm as run_lstm
 __all__ = ["Memory", "Speller", "SpellerConfig", "SpellerState"]
 
 CONTEXTS = ("attention", "fixed", "cho")
-WAVELENGTHS = (
-    8,
-    256,
-)  # encoder states; 0.3 to 10 s, so that utterances longer than those of training bring nothing new
+WAVELENGTHS = (8, 256)  # encoder states, 0.3 to 10 s: utterances longer than those of training have no new angles
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,10 @@ for option in "$@"; do
         *) train+=("$option") ;;
     esac
 done
+if [[ $experiment && $text ]]; then
+    echo "error: text= is for the third of three stages, experiment= for one of your own; leave one out" >&2
+    exit 2
+fi
 
 python recipes/librispeech/prepare.py "${prepare[@]}" "corpus.subsets=[$trained,$dev]" output="$output/manifests"
 common=(corpus.manifests="$output/manifests" "corpus.train=[$trained]" "corpus.dev=[$dev]" "${train[@]}")

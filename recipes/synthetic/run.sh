@@ -1,28 +1,31 @@
 #!/usr/bin/env bash
-# From a text to speech to train on: sentences read aloud by all voices that there are, and copies of that in rooms and noise.
-# Run it again to go on after an interruption.
+# From a text to speech to train on: sentences read aloud by all voices that there are, and copies in rooms and noise. Run it
+# again to go on after an interruption.
 #
-#     recipes/synthetic/run.sh text=[sentences.txt.xz] overlap_with=[data/LibriSpeech/dev-clean] hours=40 output=data/spoken
+#     recipes/synthetic/run.sh text=[sentences.txt.xz] overlap_with=[data/LibriSpeech/dev-clean] hours=40
 #     recipes/synthetic/run.sh text=[sentences.txt.xz] noises=FOLDER         # recordings without speech, for the copies
 #
-# Subsets spoken-*, and of each -augmented. Four tenths of the hours are read by flite's voices where flite is installed.
+# Subsets spoken-*, and of each -augmented, in data/spoken or output=. flite's voices, where it is installed, read four tenths
+# of the hours.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 prepare=()
+text=
 noises=()
 hours=40
 output=data/spoken
 for option in "$@"; do
     case $option in
-        text=* | overlap_with=*) prepare+=("$option") ;;
+        text=*) text=$option prepare+=("$option") ;;
+        overlap_with=*) prepare+=("$option") ;;
         noises=*) noises=("$option") ;;
         hours=*) hours=${option#hours=} ;;
         output=*) output=${option#output=} ;;
         *) echo "error: $option: not known here; see the top of $0" >&2 && exit 2 ;;
     esac
 done
-if [[ ! ${prepare[*]-} =~ text= ]]; then
+if [ -z "$text" ]; then
     echo "error: no text given; say text=[FILE,FOLDER,...] (see the top of $0)" >&2
     exit 2
 fi
@@ -30,7 +33,7 @@ fi
 source recipes/setup.sh
 setup_venv ".[train,tts,augment]"
 
-[[ -f $output/text/text.json ]] || python recipes/language_model/prepare.py "${prepare[@]}" output="$output/text"
+python recipes/language_model/prepare.py "${prepare[@]}" output="$output/text"
 processes=$(python -c 'import os; print(os.cpu_count())')
 part() { python -c "print($hours * $1)"; }
 spoken() { # subset, share of the hours, prefix, other settings
