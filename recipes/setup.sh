@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and tests/run.sh: `setup_venv REQUIREMENT` makes .venv if need be, installs what is asked
+# Sourced by tests/run.sh and the recipes' scripts: `setup_venv REQUIREMENT` makes .venv if need be, installs what is asked
 # for if it or pyproject.toml changed, and activates it.
 
 setup_venv() {
@@ -30,4 +30,12 @@ setup_venv() {
     fi
     # shellcheck disable=SC1091
     source .venv/bin/activate
+}
+
+# `need_text VALUE`: the script ends where no text=[...] was given.
+need_text() {
+    if [ -z "$1" ]; then
+        echo "error: no text given; say text=[FILE,FOLDER,...] (see the top of $0)" >&2
+        exit 2
+    fi
 }

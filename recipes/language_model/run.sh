@@ -20,12 +20,9 @@ for option in "$@"; do
         *) train+=("$option") ;;
     esac
 done
-if [ -z "$text" ]; then
-    echo "error: no text given; say text=[FILE,FOLDER,...] (see the top of $0)" >&2
-    exit 2
-fi
 
 source recipes/setup.sh
+need_text "$text"
 setup_venv ".[train]"
 
 python recipes/language_model/prepare.py "${prepare[@]}" output="$output/text"

@@ -25,12 +25,9 @@ for option in "$@"; do
         *) echo "error: $option: not known here; see the top of $0" >&2 && exit 2 ;;
     esac
 done
-if [ -z "$text" ]; then
-    echo "error: no text given; say text=[FILE,FOLDER,...] (see the top of $0)" >&2
-    exit 2
-fi
 
 source recipes/setup.sh
+need_text "$text"
 setup_venv ".[train,tts,augment]"
 
 python recipes/language_model/prepare.py "${prepare[@]}" output="$output/text"
