@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -30,6 +31,7 @@ from asr.tokenizer import CharTokenizer
 __all__ = [
     "FliteVoice",
     "HibariVoice",
+    "PicoVoice",
     "Speaker",
     "SpeakerRanges",
     "SyntheticConfig",
@@ -173,12 +175,50 @@ class FliteVoice:
         return soxr.resample(samples, rate * speaker.formants, SAMPLE_RATE) if len(samples) else samples
 
 
-VOICES = ("hibari", *(f"flite-{name}" for name in FliteVoice.PITCHES))
+class PicoVoice:
+    """A voice of SVOX Pico (https://pypi.org/project/ttspico, Apache-2.0): an American or a British woman's.
+
+    Pace and pitch are Pico's to change, the formants move when the samples are read at another rate. Intonation and
+    breath stay the voice's own.
+    """
+
+    RATE = 16000  # Hz
+    SILENCE = 0.01  # of full scale
+    LANGUAGES: ClassVar = {"us": "en-US", "gb": "en-GB"}
+
+    def __init__(self, name: str) -> None:
+        try:
+            from ttspico import TtsEngine
+        except ImportError as error:
+            raise ConfigError("ttspico is not installed; pip install 'asr[pico]' (it needs a C compiler)") from error
+        self.engine = partial(TtsEngine, self.LANGUAGES[name])
+
+    def __call__(self, sentence: str, speaker: Speaker, rng: np.random.Generator) -> Samples:
+        # In percent, within what Pico takes. Resampling will make it quicker and higher by the formants' factor.
+        tts = self.engine()  # anew each time, which costs nothing: one that has spoken goes on with another noise
+        tts.volume = 50  # percent; at 100 loud vowels are clipped
+        tts.rate = round(min(max(100 * speaker.pace / speaker.formants, 20), 500))
+        tts.pitch = round(min(max(100 * speaker.pitch / speaker.formants, 50), 200))
+        spoken = tts.speak(punctuate(sentence, speaker.pauses, rng)) or b""
+        samples = np.frombuffer(spoken, np.int16) / np.float32(32768)
+        loud = np.flatnonzero(np.abs(samples) > self.SILENCE)
+        samples = samples[: loud[-1] + 1] if len(loud) else samples[:0]  # half a second of silence followed
+        return soxr.resample(samples, self.RATE * speaker.formants, SAMPLE_RATE) if len(samples) else samples
+
+
+VOICES = (
+    "hibari",
+    *(f"flite-{name}" for name in FliteVoice.PITCHES),
+    *(f"pico-{name}" for name in PicoVoice.LANGUAGES),
+)
 
 
 def make_voice(name: str) -> Voice:
     """One of VOICES."""
-    return HibariVoice() if name == "hibari" else FliteVoice(name.removeprefix("flite-"))
+    kind, _, which = name.partition("-")
+    if kind == "flite":
+        return FliteVoice(which)
+    return PicoVoice(which) if kind == "pico" else HibariVoice()
 
 
 def _bend(f0: Samples, speaker: Speaker) -> Samples:

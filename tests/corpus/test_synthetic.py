@@ -17,6 +17,7 @@ from asr.corpus import chapters, librispeech, synthetic
 from asr.corpus.synthetic import (
     FliteVoice,
     HibariVoice,
+    PicoVoice,
     Speaker,
     SpeakerRanges,
     SyntheticConfig,
@@ -121,6 +122,9 @@ def test_what_cannot_work_is_said_in_one_line(text, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="flite is not installed; on Debian and Ubuntu: apt-get install flite"):
         FliteVoice("slt")
+    monkeypatch.setitem(sys.modules, "ttspico", None)
+    with pytest.raises(ConfigError, match=r"ttspico is not installed; pip install 'asr\[pico\]' .*C compiler"):
+        PicoVoice("us")
     for wrong in (
         {"speakers": 0},
         {"prefix": "AB"},
@@ -210,11 +214,14 @@ def test_the_recipe_says_what_is_wrong_and_ends_with_2(tmp_path):
         assert done.stderr.count("\n") == 1
 
 
+SENTENCE = "WE WERE AWAY A YEAR AGO"
+
+
 def check_pace_and_formants(voice):
     """What says a sentence as a speaker with some changes, and the sentence without any."""
 
     def say(**changes):
-        return voice("WE WERE AWAY A YEAR AGO", replace(AS_IT_IS, **changes), np.random.default_rng(0))
+        return voice(SENTENCE, replace(AS_IT_IS, **changes), np.random.default_rng(0))
 
     plain = say()
     assert np.array_equal(plain, say())
@@ -245,6 +252,17 @@ def test_pitch_formants_and_pace_of_flites_voices_are_the_speakers(name):
         assert pitch(plain) == pytest.approx(FliteVoice.PITCHES[name], rel=0.1)
         assert pitch(say(pitch=1.3)) == pytest.approx(1.3 * pitch(plain), rel=0.1)
         assert pitch(say(formants=0.85)) == pytest.approx(pitch(plain), rel=0.1)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("ttspico"), reason="ttspico is not installed (extra pico)")
+@pytest.mark.parametrize("name", PicoVoice.LANGUAGES)
+def test_pitch_formants_and_pace_of_picos_voices_are_the_speakers(name):
+    voice = make_voice(f"pico-{name}")
+
+    say, plain = check_pace_and_formants(voice)
+    assert pitch(say(pitch=0.7)) == pytest.approx(0.7 * pitch(plain), rel=0.1)
+    assert pitch(say(formants=0.85)) == pytest.approx(pitch(plain), rel=0.1)
+    assert not np.array_equal(plain, make_voice("pico-gb" if name == "us" else "pico-us")(SENTENCE, AS_IT_IS, None))
 
 
 def pitch(samples) -> float:
