@@ -200,7 +200,7 @@ class PicoVoice:
         tts.rate = round(min(max(100 * speaker.pace / speaker.formants, 20), 500))
         tts.pitch = round(min(max(100 * speaker.pitch / speaker.formants, 50), 200))
         spoken = tts.speak(punctuate(sentence, speaker.pauses, rng)) or b""
-        samples = np.frombuffer(spoken, np.int16) / np.float32(32768)
+        samples = (np.frombuffer(spoken, np.int16) / 32768).astype(np.float32)
         loud = np.flatnonzero(np.abs(samples) > self.SILENCE)
         samples = samples[: loud[-1] + 1] if len(loud) else samples[:0]  # half a second of silence followed
         return soxr.resample(samples, self.RATE * speaker.formants, SAMPLE_RATE) if len(samples) else samples
