@@ -23,6 +23,7 @@ from asr.errors import AsrError
 from asr.frontend import FrontendConfig, Normalizer, SpecAugment, SpecAugmentConfig
 from asr.model import ListenAttendSpell, ModelConfig
 from asr.tokenizer import CharTokenizer
+from asr.training.completion import completion_loss, optimal_completions, with_own_spelling
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class TrainingConfig:
     seed: int = 1
     average: int = 1  # checkpoints with the best dev WER that are kept; above 1 the mean of their weights is tried too
     scheduled_sampling: float = 0.0  # at the end of training, this share of the speller's inputs are its own outputs
+    optimal_completion: float = 0.0  # share of the utterances spelled by the search, from whose mistakes is learned
     weight_noise: float = 0.0  # standard deviation of Gaussian noise on the weight matrices while a gradient is taken
     find_learning_rate: bool = False  # try rising rates over 100 steps, suggest one, write a plot and stop
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
@@ -70,6 +72,8 @@ class TrainingConfig:
             raise ValueError(f"ctc_weight must be 0 .. 1, got {self.ctc_weight}")
         if not 0 <= self.scheduled_sampling <= 1:
             raise ValueError(f"scheduled_sampling must be 0 .. 1, got {self.scheduled_sampling}")
+        if not 0 <= self.optimal_completion <= 1:
+            raise ValueError(f"optimal_completion must be 0 .. 1, got {self.optimal_completion}")
         if self.text_weight < 0:
             raise ValueError(f"text_weight must not be negative, got {self.text_weight}")
         if self.weight_noise < 0:
@@ -302,21 +306,16 @@ class LasModule(lightning.LightningModule):
         if self.sampling:
             with torch.no_grad():
                 inputs = sampled_inputs(inputs, self.model.speller(inputs, memory)[0], self.sampling)
+        inputs, best = self._own_spelling(inputs, batch, h, lengths)
         logits, weights = self.model.speller(inputs, memory)
-        attention, ctc = joint_loss(
-            logits,
-            self.model.ctc(h),
-            lengths,
-            batch.characters,
-            batch.character_lengths,
-            self.settings.label_smoothing,
-        )
+        attention = completion_loss(logits, best, self.settings.label_smoothing)
+        ctc = ctc_loss(self.model.ctc(h), lengths, batch.characters, batch.character_lengths)
         weight = self.ctc_weight
         loss = (1 - weight) * attention + weight * ctc
         size = len(batch.ids)
         if self.guidance and weights is not None:
             width = self.settings.guided_attention_width
-            off = off_diagonal(weights, lengths, batch.character_lengths + 1, width)
+            off = off_diagonal(weights, lengths, best.any(-1).sum(-1), width)
             self.log("train/off_diagonal", off.detach(), batch_size=size)
             loss = loss + self.guidance * off
         if self.text is not None and self.settings.text_weight:
@@ -328,6 +327,33 @@ class LasModule(lightning.LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         self._last_loss, self._last_ids = loss.detach(), batch.ids
         return loss
+
+    def _own_spelling(self, inputs: Tensor, batch: Batch, h: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Speller inputs (B, T) and what to write after each (B, T, V).
+
+        Some utterances are given as the search spells them now, and followed by what is best then; the others are
+        given as they are, and followed by what was said.
+        """
+        vocabulary = self.model.config.speller.vocabulary
+        said = batch.characters[:, 1:, None]
+        best = (said == torch.arange(vocabulary, device=said.device)) & (said != CharTokenizer.pad_id)
+        share = self.settings.optimal_completion
+        # The same share of every batch, so that processes need not wait for each other.
+        count = int(len(inputs) * share + float(torch.rand(()))) if share else 0
+        if not count:
+            return inputs, best
+        rows = torch.randperm(len(inputs))[:count].to(inputs.device)
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
+            found = beam_search(self.model, h.detach()[rows].float(), lengths[rows], JOINT, self.tokenizer)
+        self.model.train(training)
+        inputs = with_own_spelling(inputs, rows, [hypothesis.tokens for hypothesis, *_ in found])
+        best = functional.pad(best, (0, 0, 0, inputs.shape[1] - best.shape[1]))
+        best[rows] = optimal_completions(
+            inputs[rows], batch.characters[rows], batch.character_lengths[rows], vocabulary
+        )
+        return inputs, best
 
     def _text_loss(self, source: PassageSource, batch_idx: int) -> Tensor:
         """The speller's loss on passages that no other step or process reads, in nats a character."""

@@ -1,9 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from asr.corpus.dataset import Batch
+from asr.decoding.beam_search import Hypothesis
+from asr.training.completion import completion_loss, optimal_completions
 from asr.training.module import (
     LasModule,
     TrainingConfig,
@@ -11,6 +14,7 @@ from asr.training.module import (
     joint_loss,
     off_diagonal,
     sampled_inputs,
+    spelling_loss,
     word_errors,
 )
 
@@ -178,6 +182,42 @@ def test_with_sampling_the_second_pass_reads_what_the_first_wrote(module, batch,
     assert loss != plain
 
 
+def test_utterances_are_given_as_the_search_spells_them(module, batch, monkeypatch):
+    monkeypatch.setattr(LasModule, "epochs_done", 1.0)
+    monkeypatch.setattr(LasModule, "log", lambda *_, **__: None)
+    module.eval()  # no dropout
+    seen: list = []
+    module.model.speller.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out[0])))
+    plain = module.training_step(batch, 0)
+    seen_plain, smoothing = seen[0][1], module.settings.label_smoothing
+
+    def spelled(*texts):
+        """Loss, and what the speller was given, where the search writes these texts."""
+        seen.clear()
+        rows = [[Hypothesis(module.tokenizer.encode(text), text, 0.0, [], None)] for text in texts]
+
+        def search(model, h, lengths, *_):
+            assert not h.requires_grad
+            return [rows[0] if length == lengths.max() else rows[1] for length in lengths]  # in any order
+
+        monkeypatch.setattr("asr.training.module.beam_search", search)
+        loss = module.training_step(batch, 0)
+        return loss, seen[0][0]
+
+    module.settings = replace(module.settings, optimal_completion=1.0)
+    loss, given = spelled("ABC", "AB")
+    torch.testing.assert_close(loss, plain)  # what was said is followed by what was said
+    assert torch.equal(given, batch.characters[:, :-1].masked_fill(batch.characters[:, :-1] == EOS, 0))
+    loss, given = spelled("ABBC", "B")
+    assert given.tolist() == [[BOS, 6, 7, 7, 8], [BOS, 7, 0, 0, 0]]
+    ctc = (plain - (1 - module.ctc_weight) * spelling_loss(seen_plain, batch.characters, smoothing)) / module.ctc_weight
+    best = optimal_completions(given, batch.characters, batch.character_lengths, 32)
+    expected = (1 - module.ctc_weight) * completion_loss(seen[0][1], best, smoothing) + module.ctc_weight * ctc
+    torch.testing.assert_close(loss, expected)
+    assert loss.requires_grad
+    assert not module.model.training
+
+
 def test_sampling_rises_once_the_speller_learns(module, monkeypatch):
     module.settings = TrainingConfig(scheduled_sampling=0.4, ctc_only_epochs=2)
 
@@ -212,7 +252,9 @@ def test_weight_noise_is_on_the_matrices_for_the_gradient_alone(module, batch, m
     assert not torch.equal(module.model.ctc.weight.grad, noisy)
 
 
-@pytest.mark.parametrize("wrong", [{"average": 0}, {"scheduled_sampling": 1.5}, {"weight_noise": -0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"average": 0}, {"scheduled_sampling": 1.5}, {"optimal_completion": -0.1}, {"weight_noise": -0.1}]
+)
 def test_settings_that_cannot_be_meant(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainingConfig(**wrong)
