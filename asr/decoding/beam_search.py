@@ -108,10 +108,10 @@ class DecodingConfig:
 _GUARDS: dict[str, Any] = {"min_length_ratio": 0.5, "max_length_ratio": 1.5, "max_repeats": 3}
 PRESETS: dict[str, DecodingConfig] = {
     "greedy": DecodingConfig(beam=1),
-    "greedy_ctc": DecodingConfig(beam=1, ctc_weight=0.3, **_GUARDS),
+    "greedy_ctc": DecodingConfig(beam=1, ctc_weight=0.2, phases=4, **_GUARDS),
     # Without CTC nothing else speaks against EOS; with it a threshold only hinders CTC in ending a loop.
     "beam": DecodingConfig(eos_threshold=0.5, phases=4, **_GUARDS),
-    "beam_ctc": DecodingConfig(ctc_weight=0.3, phases=4, **_GUARDS),
+    "beam_ctc": DecodingConfig(ctc_weight=0.2, phases=4, **_GUARDS),
     # Tuned on half of dev-2spk with the word n-gram model that ships (recipes/language_model/README.md).
     "beam_ctc_lm": DecodingConfig(
         beam=32,
