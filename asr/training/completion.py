@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from asr.tokenizer import CharTokenizer
 
@@ -64,12 +65,9 @@ def completion_loss(logits: Tensor, best: Tensor, label_smoothing: float = 0.0) 
         best: (B, T, V) as of `optimal_completions`.
         label_smoothing: share of the probability that all V characters have alike.
     """
-    log_probs = logits.float().log_softmax(-1)
-    count = best.sum(-1)
-    targets = best / count.clamp_min(1)[..., None]
-    targets = (1 - label_smoothing) * targets + label_smoothing / best.shape[-1]
-    used = count > 0
-    return -((targets * log_probs).sum(-1) * used).sum() / used.sum().clamp_min(1)
+    used = best.any(-1)
+    shares = best[used] / best[used].sum(-1, keepdim=True)
+    return functional.cross_entropy(logits[used].float(), shares, label_smoothing=label_smoothing)
 
 
 def with_own_spelling(inputs: Tensor, rows: Tensor, written: Sequence[Sequence[int]]) -> Tensor:

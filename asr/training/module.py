@@ -338,7 +338,7 @@ class LasModule(lightning.LightningModule):
         said = batch.characters[:, 1:, None]
         best = (said == torch.arange(vocabulary, device=said.device)) & (said != CharTokenizer.pad_id)
         share = self.settings.optimal_completion
-        # The same share of every batch, so that processes need not wait for each other.
+        # The same share of every batch, so that no process has many more to search.
         count = int(len(inputs) * share + float(torch.rand(()))) if share else 0
         if not count:
             return inputs, best
