@@ -138,8 +138,10 @@ def plan_epoch(
 ) -> list[list[Key]]:
     """The batches of what `draw_epoch` draws, in buckets of like duration; they too depend on the arguments alone.
 
-    `ascending` orders the batches from short to long; `longest_first` moves the largest to the front all the same,
-    where running out of memory shows at once.
+    Batches whose longest utterances are alike stand together, four by four: processes that take a step together then
+    hardly wait for each other, as a step takes as long as its longest utterance. `ascending` orders all batches from
+    short to long; `longest_first` moves the largest to the front all the same, where running out of memory shows at
+    once.
     """
     keys: dict[str, Key] = {}
     perturbed = []
@@ -154,9 +156,11 @@ def plan_epoch(
         sampler: CutSampler = SimpleCutSampler(CutSet.from_cuts(perturbed), **options)
     else:
         sampler = DynamicBucketingSampler(CutSet.from_cuts(perturbed), num_buckets=min(30, len(keys) // 20), **options)
-    batches = [list(batch) for batch in sampler]
-    if ascending:
-        batches.sort(key=lambda batch: max(cut.duration for cut in batch))
+    batches = sorted((list(batch) for batch in sampler), key=lambda batch: max(cut.duration for cut in batch))
+    if not ascending:
+        together = [batches[i : i + 4] for i in range(0, len(batches), 4)]
+        random.Random(f"{seed}-{epoch}").shuffle(together)
+        batches = [batch for four in together for batch in four]
     if longest_first and batches:
         largest = max(range(len(batches)), key=lambda i: len(batches[i]) * max(c.duration for c in batches[i]))
         batches.insert(0, batches.pop(largest))

@@ -7,15 +7,13 @@ character that was left out need not come, for it would be as wrong as what foll
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from asr.tokenizer import CharTokenizer
 
-__all__ = ["completion_loss", "optimal_completions", "with_own_spelling"]
+__all__ = ["completion_loss", "optimal_completions"]
 
 
 def optimal_completions(inputs: Tensor, characters: Tensor, character_lengths: Tensor, vocabulary: int) -> Tensor:
@@ -68,15 +66,3 @@ def completion_loss(logits: Tensor, best: Tensor, label_smoothing: float = 0.0) 
     used = best.any(-1)
     shares = best[used] / best[used].sum(-1, keepdim=True)
     return functional.cross_entropy(logits[used].float(), shares, label_smoothing=label_smoothing)
-
-
-def with_own_spelling(inputs: Tensor, rows: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
-    """Speller inputs (B, T), those of some rows (K,) replaced by BOS and the K sequences; made wider if need be."""
-    t = CharTokenizer
-    wide = max([inputs.shape[1], *(len(ids) + 1 for ids in written)])
-    result = inputs.new_full((len(inputs), wide), t.pad_id)
-    result[:, : inputs.shape[1]] = inputs
-    for row, ids in zip(rows.tolist(), written, strict=True):
-        result[row] = t.pad_id
-        result[row, : len(ids) + 1] = torch.tensor([t.bos_id, *ids], device=inputs.device)
-    return result

@@ -13,6 +13,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from asr.config import from_mapping, to_mapping
 from asr.corpus.dataset import Batch
@@ -23,7 +24,7 @@ from asr.errors import AsrError
 from asr.frontend import FrontendConfig, Normalizer, SpecAugment, SpecAugmentConfig
 from asr.model import ListenAttendSpell, ModelConfig
 from asr.tokenizer import CharTokenizer
-from asr.training.completion import completion_loss, optimal_completions, with_own_spelling
+from asr.training.completion import completion_loss, optimal_completions
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class TrainingConfig:
     seed: int = 1
     average: int = 1  # checkpoints with the best dev WER that are kept; above 1 the mean of their weights is tried too
     scheduled_sampling: float = 0.0  # at the end of training, this share of the speller's inputs are its own outputs
-    optimal_completion: float = 0.0  # share of the utterances spelled by the search, from whose mistakes is learned
+    optimal_completion: float = 0.0  # share of the steps that learn from what the search spells, and its mistakes
     weight_noise: float = 0.0  # standard deviation of Gaussian noise on the weight matrices while a gradient is taken
     find_learning_rate: bool = False  # try rising rates over 100 steps, suggest one, write a plot and stop
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
@@ -302,11 +303,13 @@ class LasModule(lightning.LightningModule):
             return self._ctc_step(frames, batch)
         h, lengths = self.model.encoder(frames, batch.lengths)
         memory = self.model.speller.memory(h, lengths)
-        inputs = batch.characters[:, :-1]
-        if self.sampling:
-            with torch.no_grad():
-                inputs = sampled_inputs(inputs, self.model.speller(inputs, memory)[0], self.sampling)
-        inputs, best = self._own_spelling(inputs, batch, h, lengths)
+        if self.spells_itself:
+            inputs, best = self._own_spelling(batch, h, lengths)
+        else:
+            inputs, best = batch.characters[:, :-1], self._as_said(batch)
+            if self.sampling:
+                with torch.no_grad():
+                    inputs = sampled_inputs(inputs, self.model.speller(inputs, memory)[0], self.sampling)
         logits, weights = self.model.speller(inputs, memory)
         attention = completion_loss(logits, best, self.settings.label_smoothing)
         ctc = ctc_loss(self.model.ctc(h), lengths, batch.characters, batch.character_lengths)
@@ -328,32 +331,37 @@ class LasModule(lightning.LightningModule):
         self._last_loss, self._last_ids = loss.detach(), batch.ids
         return loss
 
-    def _own_spelling(self, inputs: Tensor, batch: Batch, h: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Speller inputs (B, T) and what to write after each (B, T, V).
+    @property
+    def spells_itself(self) -> bool:
+        """Whether this step gives the speller what the search makes of the batch.
 
-        Some utterances are given as the search spells them now, and followed by what is best then; the others are
-        given as they are, and followed by what was said.
+        All of a batch or none: a search takes hardly longer for more utterances. And the same in all processes, for
+        they wait for each other.
         """
-        vocabulary = self.model.config.speller.vocabulary
-        said = batch.characters[:, 1:, None]
-        best = (said == torch.arange(vocabulary, device=said.device)) & (said != CharTokenizer.pad_id)
         share = self.settings.optimal_completion
-        # The same share of every batch, so that no process has many more to search.
-        count = int(len(inputs) * share + float(torch.rand(()))) if share else 0
-        if not count:
-            return inputs, best
-        rows = torch.randperm(len(inputs))[:count].to(inputs.device)
+        if not share:
+            return False
+        step = self.trainer.global_step
+        return int((step + 1) * share) > int(step * share)
+
+    def _as_said(self, batch: Batch) -> Tensor:
+        """What to write after each of characters[:, :-1], (B, U + 1, V), where nothing else was written before."""
+        said = batch.characters[:, 1:, None]
+        return (said == torch.arange(self.model.config.speller.vocabulary, device=said.device)) & (
+            said != CharTokenizer.pad_id
+        )
+
+    def _own_spelling(self, batch: Batch, h: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Speller inputs (B, T) as the search spells the batch now, and what is best after each (B, T, V)."""
         training = self.model.training
         self.model.eval()
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
-            found = beam_search(self.model, h.detach()[rows].float(), lengths[rows], JOINT, self.tokenizer)
+            found = beam_search(self.model, h.detach().float(), lengths, JOINT, self.tokenizer)
         self.model.train(training)
-        inputs = with_own_spelling(inputs, rows, [hypothesis.tokens for hypothesis, *_ in found])
-        best = functional.pad(best, (0, 0, 0, inputs.shape[1] - best.shape[1]))
-        best[rows] = optimal_completions(
-            inputs[rows], batch.characters[rows], batch.character_lengths[rows], vocabulary
-        )
-        return inputs, best
+        written = [torch.tensor([CharTokenizer.bos_id, *hypothesis.tokens]) for hypothesis, *_ in found]
+        inputs = pad_sequence(written, batch_first=True, padding_value=CharTokenizer.pad_id).to(h.device)
+        vocabulary = self.model.config.speller.vocabulary
+        return inputs, optimal_completions(inputs, batch.characters, batch.character_lengths, vocabulary)
 
     def _text_loss(self, source: PassageSource, batch_idx: int) -> Tensor:
         """The speller's loss on passages that no other step or process reads, in nats a character."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asr.tokenizer import CharTokenizer
-from asr.training.completion import completion_loss, optimal_completions, with_own_spelling
+from asr.training.completion import completion_loss, optimal_completions
 
 BOS, EOS = CharTokenizer.bos_id, CharTokenizer.eos_id
 V = 7  # two characters: 4 and 5
@@ -67,14 +67,3 @@ def test_best_characters_share_the_probability_and_padding_does_not_count():
     smooth = 0.9 * plain - 0.1 * log_p[:2].mean()
     assert completion_loss(logits, best, 0.1).item() == pytest.approx(smooth.item(), abs=1e-6)
     assert completion_loss(torch.zeros(1, 2, V), best[:, :2]).item() == pytest.approx(math.log(V))
-
-
-def test_some_rows_are_given_as_they_were_spelled():
-    inputs = table([(4, 5, 4), (5,), (4, 4)], ends=False)
-    assert with_own_spelling(inputs, torch.tensor([0, 2]), [[5], [4, 5, 4, 5]]).tolist() == [
-        [BOS, 5, 0, 0, 0],
-        [BOS, 5, 0, 0, 0],
-        [BOS, 4, 5, 4, 5],
-    ]
-    assert inputs.tolist()[0] == [BOS, 4, 5, 4]
-    assert with_own_spelling(inputs, torch.tensor([1]), [[]]).tolist()[1] == [BOS, 0, 0, 0]

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -205,6 +206,7 @@ def test_utterances_are_given_as_the_search_spells_them(module, batch, monkeypat
         return loss, seen[0][0]
 
     module.settings = replace(module.settings, optimal_completion=1.0)
+    monkeypatch.setattr(LasModule, "trainer", SimpleNamespace(global_step=0))
     loss, given = spelled("ABC", "AB")
     torch.testing.assert_close(loss, plain)  # what was said is followed by what was said
     assert torch.equal(given, batch.characters[:, :-1].masked_fill(batch.characters[:, :-1] == EOS, 0))
@@ -216,6 +218,17 @@ def test_utterances_are_given_as_the_search_spells_them(module, batch, monkeypat
     torch.testing.assert_close(loss, expected)
     assert loss.requires_grad
     assert not module.model.training
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.4, 4), (0.5, 5), (1.0, 10)])
+def test_share_of_the_steps_with_own_spelling(module, monkeypatch, share, expected):
+    module.settings = TrainingConfig(optimal_completion=share)
+    trainer = SimpleNamespace(global_step=0)
+    monkeypatch.setattr(LasModule, "trainer", trainer)
+    count = 0
+    for trainer.global_step in range(20, 30):
+        count += module.spells_itself
+    assert count == expected
 
 
 def test_sampling_rises_once_the_speller_learns(module, monkeypatch):
