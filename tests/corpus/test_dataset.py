@@ -109,6 +109,17 @@ def test_ascending_and_longest_first(cuts):
     assert [longest(b) for b in both[1:]] == sorted(longest(b) for b in both[1:])
 
 
+def test_batches_of_like_length_stand_together_in_random_order(cuts):
+    durations = {cut.id: cut.duration for cut in cuts}
+    plan = plan_epoch([Portion(cuts)], epoch=0, seed=1, batch_seconds=1.0)
+    longest = [max(durations[i] / speed for i, speed in batch) for batch in plan]
+    assert len(plan) == 24
+    fours = [longest[i : i + 4] for i in range(0, 24, 4)]
+    # No other batch's longest lies between those of a four.
+    assert [duration for four in sorted(fours) for duration in four] == sorted(longest)
+    assert fours != sorted(fours)
+
+
 def test_a_portion_gives_its_share_anew_each_epoch_and_is_mixed_with_the_others(cuts):
     def copies(name, count):
         return [cut.with_id(f"{name}-{cut.id}-{i}") for i in range(count) for cut in cuts]
