@@ -6,8 +6,9 @@
 #     recipes/librispeech/run.sh text=[sentences.txt.xz] hours=40            # and sentences read by synthetic voices
 #     recipes/librispeech/run.sh experiment=small trainer.max_epochs=20      # one stage with settings of your own
 #
-# With text= comes a third stage of training, on copies of all speech in rooms too, and with noises=FOLDER in noise. What
-# else is given goes to train.py. The folder of the run is runs/librispeech, or output=.
+# With text= come a third stage of training, on copies of all speech in rooms too, and with noises=FOLDER in noise, and a
+# short fourth, nearly all on recorded speech. What else is given goes to train.py. The folder of the run is
+# runs/librispeech, or output=.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -38,7 +39,7 @@ for option in "$@"; do
     esac
 done
 if [[ $experiment && $text ]]; then
-    echo "error: text= is for the third of three stages, experiment= for one of your own; leave one out" >&2
+    echo "error: text= is for the third and fourth of four stages, experiment= for one of your own; leave one out" >&2
     exit 2
 fi
 
@@ -64,9 +65,12 @@ else # CTC first, then the speller with guidance; then on at a lower learning ra
         subsets=${subsets//.\//} subsets=${subsets// /,}
         python recipes/librispeech/prepare.py corpus.root="$output/spoken" "corpus.subsets=[$subsets]" \
             output="$output/manifests"
-        python recipes/librispeech/train.py experiment=compact_spoken init_from="$second/model" output="$output" \
-            "${common[@]}" "corpus.train=[$trained,$subsets]" "corpus.unperturbed=[$subsets]" \
-            "corpus.shares={${subsets//,/: 0.2, }: 0.2}"
+        all=("${common[@]}" "corpus.train=[$trained,$subsets]" "corpus.unperturbed=[$subsets]")
+        python recipes/librispeech/train.py experiment=compact_spoken init_from="$second/model" output="$output/third" \
+            "${all[@]}" "corpus.shares={${subsets//,/: 0.2, }: 0.2}"
+        # and in the end with hardly anything but recorded speech
+        python recipes/librispeech/train.py experiment=compact_recorded init_from="$output/third/model" \
+            output="$output" "${all[@]}" "corpus.shares={${subsets//,/: 0.05, }: 0.05}"
     fi
 fi
 decode=(model_dir="$output/model" corpus.manifests="$output/manifests" "corpus.decode=[$dev]")

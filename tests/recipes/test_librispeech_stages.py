@@ -43,7 +43,13 @@ def test_the_third_stage_has_the_model_of_the_second_and_positions():
     assert spoken == replace(further, speller=replace(further.speller, positions=spoken.speller.positions))
 
 
-@pytest.mark.parametrize("name", ["compact", "compact_further", "compact_spoken"])
+def test_the_fourth_stage_has_the_model_of_the_third():
+    spoken, recorded = (settings(f"experiment={name}") for name in ("compact_spoken", "compact_recorded"))
+    assert recorded["model"] == spoken["model"]
+    assert recorded["training"]["learning_rate"] < spoken["training"]["learning_rate"]
+
+
+@pytest.mark.parametrize("name", ["compact", "compact_further", "compact_spoken", "compact_recorded"])
 def test_a_stage_trains_the_speller_and_validates_its_last_epoch(name):
     found = settings(f"experiment={name}")
     from_mapping(TrainingConfig, found["training"], "training")
