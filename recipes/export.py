@@ -22,6 +22,7 @@ python recipes/export.py runs/mini                        the best checkpoint, i
 python recipes/export.py runs/mini --checkpoint last      the newest one, before training is over, say
 python recipes/export.py runs/mini --average 5            the mean of the 5 best; training.average=5 keeps so many
 python recipes/export.py runs/mini/checkpoints/epoch-0011.ckpt --output models/epoch-11
+python recipes/export.py runs/mini runs/more --output models/mean     the mean of a run and of one that went on from it
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -64,7 +65,10 @@ def choose(run: Path, checkpoint: str, average: int) -> list[Path]:
 @app.command(help=EXAMPLES)
 @friendly_errors
 def main(
-    run: Annotated[Path, typer.Argument(help="the output= of a training run, or one of its checkpoints")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="the output= of a training run, or a checkpoint; of several, the mean"),
+    ],
     checkpoint: Annotated[str, typer.Option(metavar="best|last|PATH", help="by dev WER, by time, or a file")] = "best",
     average: Annotated[int, typer.Option(metavar="N", min=1, help="the mean of the N best checkpoints' weights")] = 1,
     output: Annotated[
@@ -74,14 +78,20 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from asr.training.run import export
 
-    if run.suffix == ".ckpt":
-        if (checkpoint, average) != ("best", 1):
-            raise ConfigError(f"{run}: is one checkpoint; give the run's folder with --checkpoint or --average")
-        export([run], run.absolute().parent.parent, output)
-        return
-    if not run.exists():
-        raise ModelError(f"{run}: no such run folder")
-    export(choose(run, checkpoint, average), run, output)
+    if len(runs) > 1 and output is None:
+        raise ConfigError("the mean of several runs belongs to none of them; say where to write it with --output DIR")
+    chosen: list[Path] = []
+    for run in runs:
+        if run.suffix == ".ckpt":
+            if (checkpoint, average) != ("best", 1):
+                raise ConfigError(f"{run}: is one checkpoint; give the run's folder with --checkpoint or --average")
+            chosen.append(run)
+        elif not run.exists():
+            raise ModelError(f"{run}: no such run folder")
+        else:
+            chosen += choose(run, checkpoint, average)
+    last = runs[-1].absolute()
+    export(chosen, last.parent.parent if last.suffix == ".ckpt" else runs[-1], output)
 
 
 if __name__ == "__main__":

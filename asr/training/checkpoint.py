@@ -278,7 +278,7 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
     for path in paths[1:]:
         other = load_checkpoint(path)["state_dict"]
         if {n: t.shape for n, t in other.items()} != {n: t.shape for n, t in weights.items()}:
-            raise ModelError(f"{path}: is of another model than {paths[0]}; average checkpoints of one run")
+            raise ModelError(f"{path}: is of another model than {paths[0]}; average checkpoints of one")
         for name, tensor in other.items():
             weights[name] += tensor
     mean = {name: (total / len(paths)).to(first["state_dict"][name].dtype) for name, total in weights.items()}

@@ -1,6 +1,7 @@
 """recipes/export.py: any checkpoint of a run becomes a model folder."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,14 @@ def test_best_last_mean_or_any_checkpoint_becomes_a_model(toy_settings, tmp_path
     export(run, "--checkpoint", "epoch-0001.ckpt", "--output", tmp_path / "named")
     export(last, "--output", tmp_path / "path")
     assert torch.equal(ctc(tmp_path / "named"), ctc(tmp_path / "path"))
+    shutil.copytree(run, tmp_path / "more")
+    (more,) = [path for path in best if not torch.equal(weight(path), ctc(tmp_path / "best"))]
+    for output in (tmp_path / "more" / "checkpoints").glob("best-*"):
+        if output.name != more.name:
+            output.unlink()
+    export(run, tmp_path / "more", "--output", tmp_path / "two")
+    assert torch.equal(ctc(tmp_path / "two"), weight(*best))
+    assert load_bundle(tmp_path / "two").training["averaged"] == 2
     exported = load_bundle(tmp_path / "last").training
     assert {key: exported[key] for key in ("corpora", "hours", "dev")} == {
         key: summary[key] for key in ("corpora", "hours", "dev")
@@ -76,6 +85,8 @@ def test_best_last_mean_or_any_checkpoint_becomes_a_model(toy_settings, tmp_path
     assert "only 2 of the best are kept; train with training.average=3" in fails(run, "--average", 3)
     assert "no such checkpoint" in fails(run, "--checkpoint", "epoch-0009.ckpt")
     assert "give the run's folder" in fails(last, "--average", 2)
+    assert "say where to write it with --output" in fails(run, last)
+    assert "no such run folder" in fails(run, tmp_path / "none", "--output", tmp_path / "two")
     assert "leave out --checkpoint last" in fails(run, "--checkpoint", "last", "--average", 2)
     for path in checkpoints.iterdir():
         path.write_bytes(path.read_bytes()[:3000])
