@@ -139,7 +139,7 @@ def plan_epoch(
     """The batches of what `draw_epoch` draws, in buckets of like duration; they too depend on the arguments alone.
 
     Batches whose longest utterances are alike stand together, four by four: processes that take a step together then
-    hardly wait for each other, as a step takes as long as its longest utterance. `ascending` orders all batches from
+    wait less for each other, as a step takes as long as its longest utterance. `ascending` orders all batches from
     short to long; `longest_first` moves the largest to the front all the same, where running out of memory shows at
     once.
     """

@@ -112,7 +112,7 @@ PRESETS: dict[str, DecodingConfig] = {
     # Without CTC nothing else speaks against EOS; with it a threshold only hinders CTC in ending a loop.
     "beam": DecodingConfig(eos_threshold=0.5, phases=4, **_GUARDS),
     "beam_ctc": DecodingConfig(ctc_weight=0.2, phases=4, **_GUARDS),
-    # Tuned on half of dev-2spk with the word n-gram model that ships (recipes/language_model/README.md).
+    # Tuned on half of dev-2spk with a smaller word n-gram model than ships (recipes/language_model/README.md).
     "beam_ctc_lm": DecodingConfig(
         beam=32,
         ctc_weight=0.5,
