@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FrontendConfig", "LogMel", "Normalizer", "SpecAugment", "SpecAugmentConfig", "warp_bands"]
+__all__ = ["FrontendConfig", "LogMel", "Normalizer", "SpecAugment", "SpecAugmentConfig", "band_warps", "warp_bands"]
 
 LOG_FLOOR = 1e-8  # added to the mel power: below 16-bit quantisation noise of quiet speech, above digital zero
 
@@ -112,6 +112,16 @@ def _slaney_mel(hertz: Tensor) -> Tensor:
     return torch.where(hertz < 1000, hertz * (3 / 200), 15 + 27 * (hertz.clamp_min(1000) / 1000).log() / math.log(6.4))
 
 
+def band_warps(factors: Tensor, n_mels: int, sample_rate: int) -> Tensor:
+    """Matrices (B, n_mels, n_mels) that frames (..., n_mels) are multiplied by for `warp_bands`."""
+    mel = torch.linspace(0, float(_slaney_mel(torch.tensor(sample_rate / 2))), n_mels + 2, device=factors.device)[1:-1]
+    hertz = torch.where(mel < 15, mel * (200 / 3), 1000 * ((mel.clamp_min(15) - 15) / 27 * math.log(6.4)).exp())
+    source = _slaney_mel(hertz / factors[:, None])  # (B, n_mels)
+    place = ((source - mel[0]) / (mel[1] - mel[0])).clamp(0, n_mels - 1)
+    band = torch.arange(n_mels, device=factors.device)[:, None]
+    return (1 - (place[:, None, :] - band).abs()).clamp_min(0)  # (B, from band, to band)
+
+
 def warp_bands(frames: Tensor, factors: Tensor, sample_rate: int) -> Tensor:
     """What stands at frequency f goes to factor * f, by linear interpolation between mel bands.
 
@@ -120,14 +130,7 @@ def warp_bands(frames: Tensor, factors: Tensor, sample_rate: int) -> Tensor:
         factors: (B,).
         sample_rate: of the audio; the bands reach up to half of it.
     """
-    bands = frames.shape[-1]
-    mel = torch.linspace(0, float(_slaney_mel(torch.tensor(sample_rate / 2))), bands + 2, device=frames.device)[1:-1]
-    hertz = torch.where(mel < 15, mel * (200 / 3), 1000 * ((mel.clamp_min(15) - 15) / 27 * math.log(6.4)).exp())
-    source = _slaney_mel(hertz / factors[:, None])  # (B, n_mels)
-    place = ((source - mel[0]) / (mel[1] - mel[0])).clamp(0, bands - 1)
-    band = torch.arange(bands, device=frames.device)[:, None]
-    shares = (1 - (place[:, None, :] - band).abs()).clamp_min(0)  # (B, from band, to band)
-    return frames @ shares.to(frames.dtype)
+    return frames @ band_warps(factors, frames.shape[-1], sample_rate).to(frames.dtype)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from asr.config import from_mapping, to_mapping
 from asr.decoding.alignment import Confidence, WordTiming, align_batch, geometric_mean
 from asr.decoding.beam_search import PRESETS, DecodingConfig, Hypothesis, beam_search
 from asr.errors import AudioError, ConfigError, ModelError
+from asr.frontend import band_warps
 from asr.model.language_model import SETTINGS
 from asr.segmenter import Loudness, Segmenter, SegmenterConfig, SileroVad, SpeechDetector, Stretch
 from asr.writers import Alternative, Segment, Transcript, Word
@@ -128,6 +129,7 @@ class Transcriber:
         self.vad = vad and self.sample_rate == SileroVad.sample_rate
         self.segmentation = segmentation or SegmenterConfig()
         self.on_segment = on_segment
+        self.warps = self._warps()
         self.language_model = bundle.language_model if self.decoding.lm_weight else None
         if self.decoding.lm_weight and self.language_model is None:
             raise ConfigError(
@@ -145,6 +147,14 @@ class Transcriber:
     def seconds_per_state(self) -> float:
         return self.bundle.frontend.config.hop * self.bundle.model.encoder.config.reduction
 
+    def _warps(self) -> torch.Tensor | None:
+        """What the encoder's input is multiplied by at each phase: (phases, n_mels, n_mels)."""
+        warp, frontend = self.decoding.warp, self.bundle.frontend.config
+        if not warp or self.decoding.phases == 1:
+            return None
+        factors = torch.linspace(1 - warp, 1 + warp, self.decoding.phases, device=self.bundle.device)
+        return band_warps(factors, frontend.n_mels, frontend.sample_rate)
+
     @torch.inference_mode()
     def recognise(self, frames: Sequence[torch.Tensor]) -> list[list[Hypothesis]]:
         """Normalised frames (T, n_mels) of several segments -> the n best hypotheses of each."""
@@ -159,7 +169,7 @@ class Transcriber:
         padded = frames[0].new_zeros(len(frames), int(lengths.max()), frames[0].shape[1])
         for row, f in zip(padded, frames, strict=True):
             row[: len(f)] = f
-        return self.bundle.model.listen(padded, lengths, self.decoding.phases)
+        return self.bundle.model.listen(padded, lengths, self.decoding.phases, self.warps)
 
     def search(self, h: torch.Tensor, lengths: torch.Tensor) -> list[list[Hypothesis]]:
         """Encoder states (B, N, d), lengths (B,) -> the n best hypotheses of each."""

@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from toy_speech import speak
 
 import asr
 from asr.decoding.beam_search import PRESETS
 from asr.errors import AudioError, ConfigError, ModelError
+from asr.frontend import warp_bands
 from asr.model.word_lm import estimate, save_word_lm
 from asr.segmenter import SegmenterConfig
 from asr.transcriber import BATCHES_AHEAD, BLOCK_SECONDS, find_model, pick_device
@@ -151,6 +153,22 @@ def test_listening_gives_segments_as_pauses_end_them(recogniser):
     expected = recogniser.transcribe(samples).segments
     assert [segment for segment, _ in heard] == list(expected)
     assert heard[0][1] < len(samples) / 1600 - 5
+
+
+@torch.inference_mode()
+def test_the_encoder_hears_other_voices_too(toy_bundle):
+    frames = torch.randn(40, 80, generator=torch.Generator().manual_seed(3))
+    recogniser = asr.load_model(toy_bundle, "cpu", phases=2, warp=0.1)
+    reduction = recogniser.bundle.model.encoder.config.reduction
+    h, lengths = recogniser.encode([frames])
+    total = 0.0
+    for factor, moved in ((0.9, frames), (1.1, torch.cat([frames[:1], frames]))):
+        heard = warp_bands(moved[None], torch.tensor([factor]), 16000)
+        total = total + recogniser.bundle.model.encoder(heard, torch.tensor([len(moved)]))[0][:, : 40 // reduction]
+    torch.testing.assert_close(h, total / 2, atol=1e-5, rtol=1e-4)
+    assert lengths.tolist() == [40 // reduction]
+    alone, _ = asr.load_model(toy_bundle, "cpu", phases=1, warp=0.1).encode([frames])  # there is nothing to spread over
+    torch.testing.assert_close(alone, asr.load_model(toy_bundle, "cpu", phases=1).encode([frames])[0])
 
 
 def test_the_n_best_readings_of_a_segment(toy_bundle):

@@ -69,6 +69,7 @@ class DecodingConfig:
     max_repeats: int = 0  # no unit of characters more often than this in a row ("been plied been plied"); 0: off
     repeat_span: int = 40  # longest such unit that is noticed, in characters
     phases: int = 1  # times the encoder hears the utterance, each time one frame on; the search sees the mean of h
+    warp: float = 0.0  # 0.05: frequencies times 0.95 at the first of several phases .. 1.05 at the last, other voices
     merge_words: int = 0  # hypotheses alike in this many last words are one, the better goes on; 0: never
 
     def __post_init__(self) -> None:
@@ -76,6 +77,8 @@ class DecodingConfig:
             raise ValueError(f"beam must be at least 1, got {self.beam}")
         if self.phases < 1:
             raise ValueError(f"phases must be at least 1, got {self.phases}")
+        if not 0 <= self.warp < 0.5:
+            raise ValueError(f"warp must be at least 0 and below 0.5, got {self.warp}")
         if not 1 <= self.nbest <= self.beam:
             raise ValueError(f"nbest must be 1 .. beam ({self.beam}), got {self.nbest}")
         for name in ("ctc_weight", "eos_threshold"):

@@ -43,12 +43,15 @@ class ListenAttendSpell(nn.Module):
         logits, weights = self.speller(characters, self.speller.memory(h, lengths))
         return LasOutput(logits, weights, self.ctc(h), lengths)
 
-    def listen(self, frames: Tensor, lengths: Tensor, phases: int = 1) -> tuple[Tensor, Tensor]:
+    def listen(
+        self, frames: Tensor, lengths: Tensor, phases: int = 1, warps: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Normalised frames (B, T, n_mels), lengths (B,) -> h (B, N, d) and lengths (B,), as the encoder has them.
 
         Which frames the pyramid joins depends on where a recording happens to begin. With `phases` above 1 the
         utterance is heard so often, each time moved on by one frame, and h is the mean: a small ensemble of one model,
-        whose members' errors differ. More phases than the encoder's reduction bring nothing new.
+        whose members' errors differ. More phases than the encoder's reduction bring nothing new, unless `warps`,
+        matrices (phases, n_mels, n_mels), make each hear another voice.
         """
         if phases == 1:
             return self.encoder(frames, lengths)
@@ -62,6 +65,8 @@ class ListenAttendSpell(nn.Module):
             else:
                 row[:, :shift] = frames[:, :1]
                 row[:, shift : shift + time] = frames
+        if warps is not None:
+            heard = heard @ warps[:, None]
         later = torch.arange(-ahead, phases - ahead, device=lengths.device).clamp_min(0)
         h, _ = self.encoder(heard.flatten(0, 1), (lengths + later[:, None]).flatten())
         lengths = self.encoder.output_lengths(lengths)

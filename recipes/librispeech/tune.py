@@ -45,6 +45,7 @@ from asr.training.evaluate import batches, pick_evenly
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import write_atomically
 
+HEARD = ("phases", "warp")  # of a search's settings, what the encoder hears
 Point = dict[str, Any]  # the varied settings
 Record = dict[str, Any]  # a line of tune.jsonl
 
@@ -87,13 +88,13 @@ def encoded(settings: Mapping[str, Any], bundle: Bundle, folder: Path) -> tuple[
     cuts = list(pick_evenly(cuts, settings["max_utterances"] or 0))
     weights = find_model(settings["model_dir"])
     speech = [(c.id, round(c.duration, 3), cut_text(c)) for c in cuts]
-    phases = settings["decoding"]["phases"]
+    heard = {name: settings["decoding"][name] for name in HEARD}
     files = (weights / "model.safetensors", weights / "config.yaml")
-    key = fingerprint(*files, speech, settings["batch_seconds"], phases)
+    key = fingerprint(*files, speech, settings["batch_seconds"], heard)
     path = folder / f"states-{key}.safetensors"
     if path.is_file() and (kept := _read_states(path)):
         return key, kept
-    recogniser, found = Transcriber(bundle, DecodingConfig(phases=phases)), []
+    recogniser, found = Transcriber(bundle, DecodingConfig(**heard)), []
     with Progress(transient=True) as progress:
         task = progress.add_task("encoding", total=sum(c.duration for c in cuts))
         for group, frames in batches(cuts, bundle, settings["batch_seconds"]):
@@ -130,7 +131,7 @@ def grid_of(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
     Raises:
         ConfigError: one is no setting of the search, or has no list of values.
     """
-    known = {field.name for field in fields(DecodingConfig)} - {"phases"}  # the encoder runs once
+    known = {field.name for field in fields(DecodingConfig)} - set(HEARD)  # the encoder runs once
     grid = {name: values for name, values in settings.items() if values is not None}
     for name, values in grid.items():
         if name not in known:

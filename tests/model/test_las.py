@@ -45,6 +45,18 @@ def test_h_is_the_mean_over_shifts(
         torch.testing.assert_close(h[row, : length // 4], total / phases, atol=1e-5, rtol=1e-4)
 
 
+def test_each_phase_has_a_warp_of_its_own(model: ListenAttendSpell, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    frames, lengths = batch
+    warps = torch.randn(2, 12, 12, generator=torch.Generator().manual_seed(2))
+    h, _ = model.listen(frames, lengths, 2, warps)
+    for row, length in enumerate(LENGTHS):
+        x = frames[row, :length]
+        total = torch.zeros(length // 4, 16)
+        for moved, warp in zip((x, torch.cat([x[:1], x])), warps, strict=True):
+            total += model.encoder((moved @ warp)[None], torch.tensor([len(moved)]))[0][0, : length // 4]
+        torch.testing.assert_close(h[row, : length // 4], total / 2, atol=1e-5, rtol=1e-4)
+
+
 def test_phases_of_a_batch_are_those_of_its_rows(
     model: ListenAttendSpell, batch: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
