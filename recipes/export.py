@@ -23,6 +23,7 @@ python recipes/export.py runs/mini --checkpoint last      the newest one, before
 python recipes/export.py runs/mini --average 5            the mean of the 5 best; training.average=5 keeps so many
 python recipes/export.py runs/mini/checkpoints/epoch-0011.ckpt --output models/epoch-11
 python recipes/export.py runs/mini runs/more --output models/mean     the mean of a run and of one that went on from it
+python recipes/export.py runs/more asr/assets/mini --output models/mean     and of a run and a model that is there
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -67,7 +68,7 @@ def choose(run: Path, checkpoint: str, average: int) -> list[Path]:
 def main(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="the output= of a training run, or a checkpoint; of several, the mean"),
+        typer.Argument(help="the output= of a training run, or a checkpoint; of several, and of models, the mean"),
     ],
     checkpoint: Annotated[str, typer.Option(metavar="best|last|PATH", help="by dev WER, by time, or a file")] = "best",
     average: Annotated[int, typer.Option(metavar="N", min=1, help="the mean of the N best checkpoints' weights")] = 1,
@@ -80,6 +81,10 @@ def main(
 
     if len(runs) > 1 and output is None:
         raise ConfigError("the mean of several runs belongs to none of them; say where to write it with --output DIR")
+    models = [run for run in runs if (run / "model.safetensors").is_file()]
+    runs = [run for run in runs if run not in models]
+    if not runs:
+        raise ConfigError(f"{models[0]}: is a model already; name a training run too, for their mean")
     chosen: list[Path] = []
     for run in runs:
         if run.suffix == ".ckpt":
@@ -91,7 +96,7 @@ def main(
         else:
             chosen += choose(run, checkpoint, average)
     last = runs[-1].absolute()
-    export(chosen, last.parent.parent if last.suffix == ".ckpt" else runs[-1], output)
+    export(chosen + models, last.parent.parent if last.suffix == ".ckpt" else runs[-1], output)
 
 
 if __name__ == "__main__":

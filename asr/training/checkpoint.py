@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from asr.errors import AsrError, ModelError
@@ -270,19 +272,30 @@ class ExponentialAverage(WeightAveraging):
 def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
     """The first checkpoint, with the mean of all their weights (Vaswani et al. 2017, section 6.1).
 
+    paths: the first is a checkpoint; others may be model folders too
+
     Raises:
-        ModelError: a checkpoint is missing or damaged, or is of another model.
+        ModelError: a checkpoint or model is missing or damaged, or is of another model than the first.
     """
     first = load_checkpoint(paths[0])
     weights = {name: tensor.double() for name, tensor in first["state_dict"].items()}
     for path in paths[1:]:
-        other = load_checkpoint(path)["state_dict"]
+        other = _model_weights(path) if path.is_dir() else load_checkpoint(path)["state_dict"]
         if {n: t.shape for n, t in other.items()} != {n: t.shape for n, t in weights.items()}:
-            raise ModelError(f"{path}: is of another model than {paths[0]}; average checkpoints of one")
+            raise ModelError(f"{path}: is of another model than {paths[0]}; average those of one")
         for name, tensor in other.items():
             weights[name] += tensor
     mean = {name: (total / len(paths)).to(first["state_dict"][name].dtype) for name, total in weights.items()}
     return first | {"state_dict": mean}
+
+
+def _model_weights(folder: Path) -> dict[str, Tensor]:
+    """Those of a model folder, which are named as in a checkpoint."""
+    path = folder / "model.safetensors"
+    try:
+        return {name: tensor.float() for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: damaged ({' '.join(str(error).split())[:120]}); copy the model again") from error
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -67,6 +67,11 @@ def test_best_last_mean_or_any_checkpoint_becomes_a_model(toy_settings, tmp_path
     export(run, tmp_path / "more", "--output", tmp_path / "two")
     assert torch.equal(ctc(tmp_path / "two"), weight(*best))
     assert load_bundle(tmp_path / "two").training["averaged"] == 2
+    export(tmp_path / "best", last, "--output", tmp_path / "with")
+    mean = (ctc(tmp_path / "best") + weight(last)) / 2
+    torch.testing.assert_close(ctc(tmp_path / "with"), mean, atol=1e-3, rtol=1e-3)
+    assert not torch.equal(ctc(tmp_path / "with"), ctc(tmp_path / "best"))
+    assert load_bundle(tmp_path / "with").training["steps"] == load_bundle(tmp_path / "path").training["steps"]
     exported = load_bundle(tmp_path / "last").training
     assert {key: exported[key] for key in ("corpora", "hours", "dev")} == {
         key: summary[key] for key in ("corpora", "hours", "dev")
@@ -86,6 +91,7 @@ def test_best_last_mean_or_any_checkpoint_becomes_a_model(toy_settings, tmp_path
     assert "no such checkpoint" in fails(run, "--checkpoint", "epoch-0009.ckpt")
     assert "give the run's folder" in fails(last, "--average", 2)
     assert "say where to write it with --output" in fails(run, last)
+    assert "name a training run too" in fails(tmp_path / "best", "--output", tmp_path / "two")
     assert "no such run folder" in fails(run, tmp_path / "none", "--output", tmp_path / "two")
     assert "leave out --checkpoint last" in fails(run, "--checkpoint", "last", "--average", 2)
     for path in checkpoints.iterdir():
