@@ -111,10 +111,10 @@ class DecodingConfig:
 _GUARDS: dict[str, Any] = {"min_length_ratio": 0.5, "max_length_ratio": 1.5, "max_repeats": 3}
 PRESETS: dict[str, DecodingConfig] = {
     "greedy": DecodingConfig(beam=1),
-    "greedy_ctc": DecodingConfig(beam=1, ctc_weight=0.2, phases=4, **_GUARDS),
+    "greedy_ctc": DecodingConfig(beam=1, ctc_weight=0.2, phases=4, warp=0.04, **_GUARDS),
     # Without CTC nothing else speaks against EOS; with it a threshold only hinders CTC in ending a loop.
     "beam": DecodingConfig(eos_threshold=0.5, phases=4, **_GUARDS),
-    "beam_ctc": DecodingConfig(ctc_weight=0.2, phases=4, **_GUARDS),
+    "beam_ctc": DecodingConfig(ctc_weight=0.2, phases=4, warp=0.04, **_GUARDS),
     # Tuned on half of dev-2spk with a smaller word n-gram model than ships (recipes/language_model/README.md).
     "beam_ctc_lm": DecodingConfig(
         beam=32,
