@@ -26,7 +26,7 @@ from asr.model.word_lm import KIND as WORD_NGRAM
 from asr.model.word_lm import WordLanguageModel, load_word_lm
 from asr.tokenizer import CharTokenizer
 
-__all__ = ["Bundle", "load_any_language_model", "load_bundle", "save_bundle"]
+__all__ = ["Bundle", "load_any_language_model", "load_bundle", "read_weights", "save_bundle"]
 
 FORMAT = 3  # raised when an older reader could not make sense of a newer folder
 
@@ -138,10 +138,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         detail = " ".join(str(error).split())
         raise ModelError(f"{folder / 'config.yaml'}: damaged or not a model's settings ({detail})") from error
     normalizer = Normalizer(frontend.n_mels, frontend.mean_prior / frontend.hop)
-    try:
-        tensors = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{folder / 'model.safetensors'}: damaged ({error}); copy the model again") from error
+    tensors = read_weights(folder)
     try:
         for prefix, module in (("model.", model), ("normalizer.", normalizer)):
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
@@ -153,6 +150,19 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     if (folder / WEIGHTS).is_file() or (folder / SETTINGS).is_file():
         bundle.language_model_path = folder
     return bundle.to(device)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a model folder, float32, named `model.*` and `normalizer.*` as in a training checkpoint.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    path = folder / "model.safetensors"
+    try:
+        return {name: tensor.float() for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: damaged ({error}); copy the model again") from error
 
 
 def load_any_language_model(

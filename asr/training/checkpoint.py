@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from asr.bundle import read_weights
 from asr.errors import AsrError, ModelError
 from asr.training.module import LasModule
 
@@ -280,22 +279,13 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
     first = load_checkpoint(paths[0])
     weights = {name: tensor.double() for name, tensor in first["state_dict"].items()}
     for path in paths[1:]:
-        other = _model_weights(path) if path.is_dir() else load_checkpoint(path)["state_dict"]
+        other = read_weights(path) if path.is_dir() else load_checkpoint(path)["state_dict"]
         if {n: t.shape for n, t in other.items()} != {n: t.shape for n, t in weights.items()}:
             raise ModelError(f"{path}: is of another model than {paths[0]}; average those of one")
         for name, tensor in other.items():
             weights[name] += tensor
     mean = {name: (total / len(paths)).to(first["state_dict"][name].dtype) for name, total in weights.items()}
     return first | {"state_dict": mean}
-
-
-def _model_weights(folder: Path) -> dict[str, Tensor]:
-    """Those of a model folder, which are named as in a checkpoint."""
-    path = folder / "model.safetensors"
-    try:
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: damaged ({' '.join(str(error).split())[:120]}); copy the model again") from error
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

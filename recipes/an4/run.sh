@@ -32,9 +32,9 @@ python recipes/language_model/ngram.py text=runs/an4/text order=5 least_count=1 
     output=runs/an4/language_model
 python recipes/an4/decode.py model_dir=runs/an4/all/model decoding=greedy output=runs/an4/an4-test-greedy
 # Weights chosen on an4-dev; see README.md.
-python recipes/an4/decode.py model_dir=runs/an4/all/model decoding=greedy_ctc decoding.ctc_weight=0.5 decoding.phases=2 \
+python recipes/an4/decode.py model_dir=runs/an4/all/model decoding=greedy_ctc decoding.ctc_weight=0.5 decoding.phases=2 decoding.warp=0 \
     output=runs/an4/an4-test-greedy_ctc
-python recipes/an4/decode.py model_dir=runs/an4/all/model decoding=beam_ctc decoding.ctc_weight=0.5 \
+python recipes/an4/decode.py model_dir=runs/an4/all/model decoding=beam_ctc decoding.ctc_weight=0.5 decoding.warp=0 \
     output=runs/an4/an4-test-beam_ctc
 python recipes/an4/decode.py model_dir=runs/an4/all/model language_model=runs/an4/language_model decoding=beam_ctc_lm \
     decoding.ctc_weight=0.4 decoding.lm_weight=0.2 decoding.ilm_weight=0.1 decoding.word_bonus=0 decoding.lm_eos=true \
