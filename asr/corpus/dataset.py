@@ -55,6 +55,13 @@ class Batch:
     characters: Tensor  # (B, U + 2)
     character_lengths: Tensor  # (B,) without BOS and EOS
 
+    def twice(self) -> Batch:
+        """All rows and then all of them again, with ids and texts as they were."""
+        frames, lengths, characters, character_lengths = (
+            torch.cat([x, x]) for x in (self.frames, self.lengths, self.characters, self.character_lengths)
+        )
+        return Batch(self.ids, self.texts, frames, lengths, characters, character_lengths)
+
 
 def load_cuts(manifests: str | Path, subsets: Sequence[str]) -> list[MonoCut]:
     """Cuts of the named subsets from a folder that `prepare.py` wrote."""

@@ -23,12 +23,13 @@ from asr.decoding.greedy import ctc_greedy
 from asr.errors import AsrError
 from asr.frontend import FrontendConfig, Normalizer, SpecAugment, SpecAugmentConfig
 from asr.model import ListenAttendSpell, ModelConfig
+from asr.model.encoder import length_mask
 from asr.tokenizer import CharTokenizer
 from asr.training.completion import completion_loss, optimal_completions
 
 log = logging.getLogger(__name__)
 
-__all__ = ["LasModule", "TrainingConfig", "TrainingStoppedError", "joint_loss", "sampled_inputs"]
+__all__ = ["LasModule", "TrainingConfig", "TrainingStoppedError", "consistency_loss", "joint_loss", "sampled_inputs"]
 
 # The searches behind the logged dev WERs, beside CTC's best path. "joint" is what users get unless they ask for more.
 JOINT = PRESETS["greedy_ctc"]
@@ -63,6 +64,7 @@ class TrainingConfig:
     average: int = 1  # checkpoints with the best dev WER that are kept; above 1 the mean of their weights is tried too
     scheduled_sampling: float = 0.0  # at the end of training, this share of the speller's inputs are its own outputs
     optimal_completion: float = 0.0  # share of the steps that learn from what the search spells, and its mistakes
+    consistency: float = 0.0  # weight, beside CTC's loss, of how far CTC's heads on two changed copies are apart
     weight_noise: float = 0.0  # standard deviation of Gaussian noise on the weight matrices while a gradient is taken
     find_learning_rate: bool = False  # try rising rates over 100 steps, suggest one, write a plot and stop
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
@@ -78,6 +80,8 @@ class TrainingConfig:
             raise ValueError(f"optimal_completion must be 0 .. 1, got {self.optimal_completion}")
         if self.text_weight < 0:
             raise ValueError(f"text_weight must not be negative, got {self.text_weight}")
+        if self.consistency < 0:
+            raise ValueError(f"consistency must not be negative, got {self.consistency}")
         if self.weight_noise < 0:
             raise ValueError(f"weight_noise must not be negative, got {self.weight_noise}")
 
@@ -124,6 +128,24 @@ def ctc_loss(ctc_logits: Tensor, lengths: Tensor, characters: Tensor, character_
         reduction="sum",
     )
     return total / character_lengths.sum()
+
+
+def consistency_loss(ctc_logits: Tensor, lengths: Tensor, character_lengths: Tensor) -> Tensor:
+    """How far CTC's outputs on two changed copies of the same speech are apart, in nats a character (Yao et al. 2025).
+
+    Their "CR-CTC: Consistency regularization on CTC", equation 4: the mean of both Kullback-Leibler divergences, state
+    by state. Each copy goes to where the other is, which itself is held fast.
+
+    Args:
+        ctc_logits: (2 B, N, V), all rows of the one copy and then all of the other.
+        lengths: (2 B,) encoder states of each row.
+        character_lengths: (2 B,)
+    """
+    states = length_mask(lengths, ctc_logits.shape[1])
+    log_p = ctc_logits.float().log_softmax(-1)
+    target = log_p.detach().roll(len(log_p) // 2, dims=0)  # the other copy's
+    divergence = (target.exp() * (target - log_p)).sum(-1)  # (2 B, N)
+    return divergence.masked_fill(~states, 0.0).sum() / character_lengths.sum()
 
 
 def off_diagonal(weights: Tensor, lengths: Tensor, steps: Tensor, width: float) -> Tensor:
@@ -298,11 +320,14 @@ class LasModule(lightning.LightningModule):
         return c.scheduled_sampling * min(1.0, max(0.0, self.epochs_done - c.ctc_only_epochs) / max(epochs, 1e-9))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        if self.settings.consistency:
+            batch = batch.twice()
         frames = self.spec_augment.perturb(batch.frames, self.frontend.sample_rate)
         frames = self.spec_augment(self.normalizer(frames, batch.lengths), batch.lengths)
-        if self.epochs_done < self.settings.ctc_only_epochs:
-            return self._ctc_step(frames, batch)
         h, lengths = self.model.encoder(frames, batch.lengths)
+        ctc = self._ctc_loss(h, lengths, batch)
+        if self.epochs_done < self.settings.ctc_only_epochs:
+            return self._log_loss(ctc, batch)
         memory = self.model.speller.memory(h, lengths)
         if self.spells_itself:
             inputs, best = self._own_spelling(batch, h, lengths)
@@ -313,7 +338,6 @@ class LasModule(lightning.LightningModule):
                     inputs = sampled_inputs(inputs, self.model.speller(inputs, memory)[0], self.sampling)
         logits, weights = self.model.speller(inputs, memory)
         attention = completion_loss(logits, best, self.settings.label_smoothing)
-        ctc = ctc_loss(self.model.ctc(h), lengths, batch.characters, batch.character_lengths)
         weight = self.ctc_weight
         loss = (1 - weight) * attention + weight * ctc
         size = len(batch.ids)
@@ -327,8 +351,21 @@ class LasModule(lightning.LightningModule):
             self.log("train/text", text.detach(), batch_size=size)
             loss = loss + self.settings.text_weight * text
         self.log("train/attention", attention.detach(), batch_size=size)
-        self.log("train/ctc", ctc.detach(), batch_size=size)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        return self._log_loss(loss, batch)
+
+    def _ctc_loss(self, h: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+        """CTC's loss, and that of its inconsistency where `training.consistency` asks for it."""
+        ctc_logits = self.model.ctc(h)
+        ctc = ctc_loss(ctc_logits, lengths, batch.characters, batch.character_lengths)
+        self.log("train/ctc", ctc.detach(), batch_size=len(batch.ids))
+        if not self.settings.consistency:
+            return ctc
+        apart = consistency_loss(ctc_logits, lengths, batch.character_lengths)
+        self.log("train/consistency", apart.detach(), batch_size=len(batch.ids))
+        return ctc + self.settings.consistency * apart
+
+    def _log_loss(self, loss: Tensor, batch: Batch) -> Tensor:
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.ids))
         self._last_loss, self._last_ids = loss.detach(), batch.ids
         return loss
 
@@ -351,14 +388,19 @@ class LasModule(lightning.LightningModule):
         )
 
     def _own_spelling(self, batch: Batch, h: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Speller inputs (B, T) as the search spells the batch now, and what is best after each (B, T, V)."""
+        """Speller inputs (B, T) as the search spells the batch now, and what is best after each (B, T, V).
+
+        Of a batch that is there twice, what the first copy is spelled like serves the second too.
+        """
         training = self.model.training
         self.model.eval()
+        copies = len(h) // len(batch.ids)
+        h, lengths = h[: len(batch.ids)], lengths[: len(batch.ids)]
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
             found = beam_search(self.model, h.detach().float(), lengths, JOINT, self.tokenizer)
         self.model.train(training)
         written = [torch.tensor([CharTokenizer.bos_id, *hypothesis.tokens]) for hypothesis, *_ in found]
-        inputs = pad_sequence(written, batch_first=True, padding_value=CharTokenizer.pad_id).to(h.device)
+        inputs = pad_sequence(written * copies, batch_first=True, padding_value=CharTokenizer.pad_id).to(h.device)
         vocabulary = self.model.config.speller.vocabulary
         return inputs, optimal_completions(inputs, batch.characters, batch.character_lengths, vocabulary)
 
@@ -370,14 +412,6 @@ class LasModule(lightning.LightningModule):
         characters = source[number * trainer.world_size + self.global_rank].to(self.device)
         logits = self.model.speller.without_speech(characters[:, :-1])
         return spelling_loss(logits, characters, self.settings.label_smoothing)
-
-    def _ctc_step(self, frames: Tensor, batch: Batch) -> Tensor:
-        h, lengths = self.model.encoder(frames, batch.lengths)
-        loss = ctc_loss(self.model.ctc(h), lengths, batch.characters, batch.character_lengths)
-        self.log("train/ctc", loss.detach(), batch_size=len(batch.ids))
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.ids))
-        self._last_loss, self._last_ids = loss.detach(), batch.ids
-        return loss
 
     # ---- validation ---------------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from asr.training.module import (
     LasModule,
     TrainingConfig,
     TrainingStoppedError,
+    consistency_loss,
+    ctc_loss,
     joint_loss,
     off_diagonal,
     sampled_inputs,
@@ -220,6 +222,79 @@ def test_utterances_are_given_as_the_search_spells_them(module, batch, monkeypat
     assert not module.model.training
 
 
+def test_consistency_by_hand():
+    p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.125, 0.125, 0.75])
+    apart = (p * (p / q).log()).sum() + (q * (q / p).log()).sum()
+    rows = torch.stack([p.log(), q.log()])[:, None].repeat(1, 4, 1)  # (2, 4, 3): the same in all states
+    lengths, characters = torch.tensor([3, 3]), torch.tensor([2, 2])
+    torch.testing.assert_close(consistency_loss(rows, lengths, characters), 3 * apart / 4)
+    beyond = rows.clone()
+    beyond[:, 3:] = torch.randn(2, 1, 3)  # padding
+    torch.testing.assert_close(consistency_loss(beyond, lengths, characters), 3 * apart / 4)
+    # Two utterances: the copies of one are B rows apart. The second is heard alike.
+    several = torch.cat([rows[:1], rows[:1], rows[1:], rows[:1]])
+    loss = consistency_loss(several, torch.tensor([3, 2, 3, 2]), torch.tensor([2, 5, 2, 5]))
+    torch.testing.assert_close(loss, 3 * apart / 14)
+    # The target is held fast: a copy is drawn by p_own - p_other alone.
+    rows.requires_grad_()
+    consistency_loss(rows, lengths, characters).backward()
+    torch.testing.assert_close(rows.grad[0, 0], (p - q) / 4)
+    torch.testing.assert_close(rows.grad[1, 0], (q - p) / 4)
+    assert not rows.grad[:, 3].any()
+
+
+def test_with_consistency_both_copies_are_heard_and_learned_from(module, batch, monkeypatch):
+    monkeypatch.setattr(LasModule, "epochs_done", 1.0)
+    logged = {}
+    monkeypatch.setattr(LasModule, "log", lambda self, name, value, **_: logged.update({name: value}))
+    module.eval()  # neither dropout nor masks: the copies are the same
+    plain = module.training_step(batch, 0)
+    module.settings = replace(module.settings, consistency=3.0)
+    torch.testing.assert_close(module.training_step(batch, 0), plain)
+    assert logged["train/consistency"] < 1e-6
+
+    heard = []
+
+    def changed(frames, lengths):
+        heard.append(frames)
+        return frames * torch.tensor([1.0, 1.0, 0.5, 0.7])[:, None, None]
+
+    monkeypatch.setattr(module.spec_augment, "forward", changed)
+    loss = module.training_step(batch, 0)
+    assert torch.equal(heard[0][:2], heard[0][2:])
+    two = batch.twice()
+    frames = module.normalizer(two.frames, two.lengths) * torch.tensor([1.0, 1.0, 0.5, 0.7])[:, None, None]
+    h, lengths = module.model.encoder(frames, two.lengths)
+    memory = module.model.speller.memory(h, lengths)
+    attention = spelling_loss(
+        module.model.speller(two.characters[:, :-1], memory)[0], two.characters, module.settings.label_smoothing
+    )
+    ctc = ctc_loss(module.model.ctc(h), lengths, two.characters, two.character_lengths)
+    apart = consistency_loss(module.model.ctc(h), lengths, two.character_lengths)
+    assert apart > 0
+    weight = module.ctc_weight
+    torch.testing.assert_close(loss, (1 - weight) * attention + weight * (ctc + 3 * apart))
+    monkeypatch.setattr(LasModule, "epochs_done", -1.0)  # CTC alone
+    torch.testing.assert_close(module.training_step(batch, 0), ctc + 3 * apart)
+
+
+def test_with_consistency_the_search_spells_one_of_the_copies(module, batch, monkeypatch):
+    monkeypatch.setattr(LasModule, "epochs_done", 1.0)
+    monkeypatch.setattr(LasModule, "log", lambda *_, **__: None)
+    monkeypatch.setattr(LasModule, "trainer", SimpleNamespace(global_step=0))
+    module.settings = replace(module.settings, optimal_completion=1.0, consistency=0.2)
+    given = []
+    module.model.speller.register_forward_hook(lambda _, inputs, out: given.append(inputs[0]))
+
+    def search(model, h, lengths, *_):
+        assert len(h) == len(lengths) == 2
+        return [[Hypothesis(module.tokenizer.encode(text), text, 0.0, [], None)] for text in ("ABBC", "B")]
+
+    monkeypatch.setattr("asr.training.module.beam_search", search)
+    assert module.training_step(batch, 0).requires_grad
+    assert given[0].tolist() == [[BOS, 6, 7, 7, 8], [BOS, 7, 0, 0, 0]] * 2
+
+
 @pytest.mark.parametrize("every", [1, 2, 10], ids=lambda every: f"every {every}")
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.5, 1.0])
 def test_share_of_the_steps_with_own_spelling(module, monkeypatch, share, every):
@@ -267,7 +342,14 @@ def test_weight_noise_is_on_the_matrices_for_the_gradient_alone(module, batch, m
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"average": 0}, {"scheduled_sampling": 1.5}, {"optimal_completion": -0.1}, {"weight_noise": -0.1}]
+    "wrong",
+    [
+        {"average": 0},
+        {"scheduled_sampling": 1.5},
+        {"optimal_completion": -0.1},
+        {"consistency": -0.1},
+        {"weight_noise": -0.1},
+    ],
 )
 def test_settings_that_cannot_be_meant(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
