@@ -522,7 +522,7 @@ def _start_from(module: LasModule, folder: str) -> None:
         given = replace(given, encoder=encoder)
     if not given.speller.positions:
         given = replace(given, speller=replace(given.speller, positions=wanted.speller.positions))
-    if given != wanted:
+    if differences(to_mapping(given), to_mapping(wanted)):
         difference = differences(to_mapping(bundle.model.config), to_mapping(wanted))
         raise ConfigError(
             f"init_from={folder} has another model ({difference}); give this run the same settings, but for "

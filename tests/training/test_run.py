@@ -209,6 +209,8 @@ def test_a_model_to_start_from_must_have_the_same_settings(toy_settings, tmp_pat
     again["model"] = {**toy_settings["model"], "encoder": {**toy_settings["model"]["encoder"], "layers": 3}}
     with pytest.raises(ConfigError, match=r"has another model .*layers"):
         train(again)
+    again["model"] = {**toy_settings["model"], "encoder": {**toy_settings["model"]["encoder"], "dropout": 0.3}}
+    train(again)
 
 
 def test_a_run_may_start_from_a_model_with_fewer_layers_and_no_positions(toy_settings, tmp_path):
