@@ -117,6 +117,7 @@ def save_bundle(
     return folder
 
 
+@torch.inference_mode(False)  # what is made in that mode cannot take part in adapting
 def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundle:
     """Read a model folder.
 
@@ -145,7 +146,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: weights do not fit config.yaml ({detail})") from error
-    model.eval().speller.pack()  # rounds nothing: the folder holds fp16
+    model.eval().requires_grad_(False).speller.pack()  # rounds nothing: the folder holds fp16
     bundle = Bundle(model, normalizer.eval(), LogMel(frontend).eval(), tokenizer, config["training"], folder)
     if (folder / WEIGHTS).is_file() or (folder / SETTINGS).is_file():
         bundle.language_model_path = folder

@@ -20,6 +20,7 @@ from asr.decoding.alignment import Confidence, WordTiming, align_batch, geometri
 from asr.decoding.beam_search import PRESETS, DecodingConfig, Hypothesis, beam_search
 from asr.errors import AudioError, ConfigError, ModelError
 from asr.frontend import band_warps
+from asr.model.adaptation import adapt
 from asr.model.language_model import SETTINGS
 from asr.segmenter import Loudness, Segmenter, SegmenterConfig, SileroVad, SpeechDetector, Stretch
 from asr.writers import Alternative, Segment, Transcript, Word
@@ -169,7 +170,9 @@ class Transcriber:
         padded = frames[0].new_zeros(len(frames), int(lengths.max()), frames[0].shape[1])
         for row, f in zip(padded, frames, strict=True):
             row[: len(f)] = f
-        return self.bundle.model.listen(padded, lengths, self.decoding.phases, self.warps)
+        model, steps = self.bundle.model, self.decoding.adapt
+        adaptation = adapt(model, padded, lengths, steps) if steps else None
+        return model.listen(padded, lengths, self.decoding.phases, self.warps, adaptation)
 
     def search(self, h: torch.Tensor, lengths: torch.Tensor) -> list[list[Hypothesis]]:
         """Encoder states (B, N, d), lengths (B,) -> the n best hypotheses of each."""

@@ -13,6 +13,7 @@ import asr
 from asr.decoding.beam_search import PRESETS
 from asr.errors import AudioError, ConfigError, ModelError
 from asr.frontend import warp_bands
+from asr.model.adaptation import adapt
 from asr.model.word_lm import estimate, save_word_lm
 from asr.segmenter import SegmenterConfig
 from asr.transcriber import BATCHES_AHEAD, BLOCK_SECONDS, find_model, pick_device
@@ -169,6 +170,22 @@ def test_the_encoder_hears_other_voices_too(toy_bundle):
     assert lengths.tolist() == [40 // reduction]
     alone, _ = asr.load_model(toy_bundle, "cpu", phases=1, warp=0.1).encode([frames])  # there is nothing to spread over
     torch.testing.assert_close(alone, asr.load_model(toy_bundle, "cpu", phases=1).encode([frames])[0])
+
+
+@torch.inference_mode()
+def test_the_encoder_adapts_to_what_it_hears(toy_bundle):
+    frames = [torch.randn(n, 40, generator=torch.Generator().manual_seed(n)) for n in (40, 60)]
+    recogniser = asr.load_model(toy_bundle, "cpu", phases=2, warp=0, adapt=3)
+    h, lengths = recogniser.encode(frames)
+    model, padded = recogniser.bundle.model, torch.zeros(2, 60, 40)
+    padded[0, :40], padded[1] = frames
+    adaptation = adapt(model, padded, torch.tensor([40, 60]), 3)
+    torch.testing.assert_close(h, model.listen(padded, torch.tensor([40, 60]), 2, adaptation=adaptation)[0])
+    plain = asr.load_model(toy_bundle, "cpu", phases=2, warp=0).encode(frames)[0]
+    assert not torch.allclose(h, plain, atol=1e-4)
+    assert recogniser.search(h, lengths)
+    with pytest.raises(ConfigError, match="adapt"):
+        asr.load_model(toy_bundle, "cpu", adapt=-1)
 
 
 def test_the_n_best_readings_of_a_segment(toy_bundle):

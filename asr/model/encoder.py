@@ -1,5 +1,6 @@
 """Listen: frames -> h_1 .. h_N by a pyramid of bidirectional LSTMs (Chan et al. 2016, section 3.1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from asr.model.dropout import ByteDropout
 
-__all__ = ["BiLSTM", "EncoderConfig", "PyramidalEncoder", "join_pairs", "length_mask"]
+__all__ = ["Adaptation", "BiLSTM", "EncoderConfig", "PyramidalEncoder", "join_pairs", "length_mask"]
+
+# What an utterance's frames, and then each layer's output, are scaled (1 + first) and shifted by: (B, 1, size) each.
+Adaptation = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,11 @@ def join_pairs(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Join neighbouring frames: (B, T, d) -> (B, T // 2, 2 d), lengths -> lengths // 2; an odd last frame goes."""
     batch, time, d = x.shape
     return x[:, : time // 2 * 2].reshape(batch, time // 2, 2 * d), lengths // 2
+
+
+def adapted(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
+    scale, shift = pair
+    return x * (1 + scale) + shift
 
 
 FLAG_COLUMNS = 8  # one would do; rows of a multiple of 8 numbers, and of no power of 2, multiply fastest
@@ -111,16 +120,20 @@ class PyramidalEncoder(nn.Module):
             nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
         self.dropout = ByteDropout(config.dropout)
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, frames: Tensor, lengths: Tensor, adaptation: Adaptation | None = None) -> tuple[Tensor, Tensor]:
         """Frames (B, T, n_mels), lengths (B,) -> h (B, N, d) and lengths (B,) with N = T // reduction.
 
         Positions past a row's length are padding: what stands there has no influence on real positions.
+        `adaptation` has a pair for the frames and one for each layer (`asr.model.adaptation`).
         """
-        x = frames
+        x = adapted(frames, adaptation[0]) if adaptation else frames
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             for _ in range(self.config.join_before.count(i)):
                 x, lengths = join_pairs(x, lengths)
-            h = self.dropout(norm(layer(x, lengths)))
+            h = norm(layer(x, lengths))
+            if adaptation:
+                h = adapted(h, adaptation[i + 1])
+            h = self.dropout(h)
             x = x + h if i >= self.plain else h
         return x, lengths
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from asr.model.encoder import EncoderConfig, PyramidalEncoder, length_mask
+from asr.model.encoder import Adaptation, EncoderConfig, PyramidalEncoder, length_mask
 from asr.model.speller import Speller, SpellerConfig
 
 __all__ = ["LasOutput", "ListenAttendSpell", "ModelConfig"]
@@ -44,17 +44,23 @@ class ListenAttendSpell(nn.Module):
         return LasOutput(logits, weights, self.ctc(h), lengths)
 
     def listen(
-        self, frames: Tensor, lengths: Tensor, phases: int = 1, warps: Tensor | None = None
+        self,
+        frames: Tensor,
+        lengths: Tensor,
+        phases: int = 1,
+        warps: Tensor | None = None,
+        adaptation: Adaptation | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Normalised frames (B, T, n_mels), lengths (B,) -> h (B, N, d) and lengths (B,), as the encoder has them.
 
         Which frames the pyramid joins depends on where a recording happens to begin. With `phases` above 1 the
         utterance is heard so often, each time moved on by one frame, and h is the mean: a small ensemble of one model,
         whose members' errors differ. More phases than the encoder's reduction bring nothing new, unless `warps`,
-        matrices (phases, n_mels, n_mels), make each hear another voice.
+        matrices (phases, n_mels, n_mels), make each hear another voice. What `adapt` learned of the utterances serves
+        in all phases.
         """
         if phases == 1:
-            return self.encoder(frames, lengths)
+            return self.encoder(frames, lengths, adaptation)
         batch, time, _ = frames.shape
         frames = frames * length_mask(lengths, time)[..., None]
         ahead = (phases - 1) // 2  # as many move it forward as back, or one less, so that times stay where they were
@@ -68,7 +74,9 @@ class ListenAttendSpell(nn.Module):
         if warps is not None:
             heard = heard @ warps[:, None]
         later = torch.arange(-ahead, phases - ahead, device=lengths.device).clamp_min(0)
-        h, _ = self.encoder(heard.flatten(0, 1), (lengths + later[:, None]).flatten())
+        if adaptation:
+            adaptation = [(scale.repeat(phases, 1, 1), shift.repeat(phases, 1, 1)) for scale, shift in adaptation]
+        h, _ = self.encoder(heard.flatten(0, 1), (lengths + later[:, None]).flatten(), adaptation)
         lengths = self.encoder.output_lengths(lengths)
         return h.unflatten(0, (phases, batch))[:, :, : int(lengths.max())].mean(0), lengths
 
