@@ -130,10 +130,9 @@ class PyramidalEncoder(nn.Module):
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             for _ in range(self.config.join_before.count(i)):
                 x, lengths = join_pairs(x, lengths)
-            h = norm(layer(x, lengths))
+            h = self.dropout(norm(layer(x, lengths)))
             if adaptation:
                 h = adapted(h, adaptation[i + 1])
-            h = self.dropout(h)
             x = x + h if i >= self.plain else h
         return x, lengths
 

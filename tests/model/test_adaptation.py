@@ -77,7 +77,14 @@ def test_first_step_is_as_long_for_every_utterance(
             assert values[:3].abs().median() == pytest.approx(RATE, rel=1e-3)  # Adam's
 
 
-def test_utterances_adapt_each_by_itself(model: ListenAttendSpell, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_utterances_adapt_each_by_itself(
+    model: ListenAttendSpell,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+) -> None:
+    monkeypatch.setattr("asr.model.adaptation.ROWS", rows)
     frames, lengths = batch
     together = adapt(model, frames, lengths, 3)
     for row, length in enumerate(LENGTHS[:3]):
