@@ -120,3 +120,12 @@ def test_all_phases_hear_with_what_was_learned(
         torch.testing.assert_close(h[row : row + 1, : length // 4], total / 2, atol=1e-5, rtol=1e-4)
         plain = model.listen(x, torch.tensor([length]), 2)[0]
         assert (total / 2 - plain).abs().max() > 1e-3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_learns_the_same(model: ListenAttendSpell, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    here = adapt(model, *batch, steps=2)
+    there = adapt(model.cuda(), *(x.cuda() for x in batch), steps=2)
+    for mine, others in zip(here, there, strict=True):
+        for a, b in zip(mine, others, strict=True):
+            assert (a[:3] - b[:3].cpu()).abs().mean() < 0.05 * RATE
