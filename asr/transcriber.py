@@ -16,11 +16,11 @@ import torch
 from asr import audio
 from asr.bundle import Bundle, load_bundle
 from asr.config import from_mapping, to_mapping
+from asr.decoding.adaptation import adapt
 from asr.decoding.alignment import Confidence, WordTiming, align_batch, geometric_mean
 from asr.decoding.beam_search import PRESETS, DecodingConfig, Hypothesis, beam_search
 from asr.errors import AudioError, ConfigError, ModelError
 from asr.frontend import band_warps
-from asr.model.adaptation import adapt
 from asr.model.language_model import SETTINGS
 from asr.segmenter import Loudness, Segmenter, SegmenterConfig, SileroVad, SpeechDetector, Stretch
 from asr.writers import Alternative, Segment, Transcript, Word

@@ -10,10 +10,10 @@ import yaml
 from toy_speech import speak
 
 import asr
+from asr.decoding.adaptation import adapt
 from asr.decoding.beam_search import PRESETS
 from asr.errors import AudioError, ConfigError, ModelError
 from asr.frontend import warp_bands
-from asr.model.adaptation import adapt
 from asr.model.word_lm import estimate, save_word_lm
 from asr.segmenter import SegmenterConfig
 from asr.transcriber import BATCHES_AHEAD, BLOCK_SECONDS, find_model, pick_device

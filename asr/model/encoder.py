@@ -43,6 +43,7 @@ def join_pairs(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def adapted(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
+    """Values (B, T, size), scaled and shifted by a pair of an Adaptation."""
     scale, shift = pair
     return x * (1 + scale) + shift
 
@@ -124,7 +125,7 @@ class PyramidalEncoder(nn.Module):
         """Frames (B, T, n_mels), lengths (B,) -> h (B, N, d) and lengths (B,) with N = T // reduction.
 
         Positions past a row's length are padding: what stands there has no influence on real positions.
-        `adaptation` has a pair for the frames and one for each layer (`asr.model.adaptation`).
+        `adaptation` has a pair for the frames and one for each layer (`asr.decoding.adaptation`).
         """
         x = adapted(frames, adaptation[0]) if adaptation else frames
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):

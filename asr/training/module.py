@@ -133,7 +133,7 @@ def ctc_loss(ctc_logits: Tensor, lengths: Tensor, characters: Tensor, character_
 def consistency_loss(ctc_logits: Tensor, lengths: Tensor, character_lengths: Tensor) -> Tensor:
     """How far CTC's outputs on two changed copies of the same speech are apart, in nats a character (Yao et al. 2025).
 
-    Their "CR-CTC: Consistency regularization on CTC", equation 4: the mean of both Kullback-Leibler divergences, state
+    From their "CR-CTC: Consistency regularization on CTC": the mean of both Kullback-Leibler divergences, state
     by state. Each copy goes to where the other is, which itself is held fast.
 
     Args:
@@ -263,12 +263,12 @@ class LasModule(lightning.LightningModule):
         if self.sets_learning_rate:
             for group in self.optimizers().param_groups:  # type: ignore[union-attr]
                 group["lr"] = self.learning_rate_at(self.trainer.global_step, self.progress)
-        self._note_shape(batch)
+        self._note_shape(batch, copies=2 if self.settings.consistency else 1)
         if self.settings.weight_noise:
             self._add_weight_noise()
 
-    def _note_shape(self, batch: Batch) -> None:
-        rows, frames, _ = batch.frames.shape
+    def _note_shape(self, batch: Batch, copies: int = 1) -> None:
+        rows, frames = copies * len(batch.frames), batch.frames.shape[1]
         self.batch_shape = (
             f"{rows} x {frames} frames and {batch.characters.shape[1] - 2} characters "
             f"({rows * frames * self.frontend.hop:.0f} s with padding)"

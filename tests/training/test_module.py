@@ -278,6 +278,16 @@ def test_with_consistency_both_copies_are_heard_and_learned_from(module, batch, 
     torch.testing.assert_close(module.training_step(batch, 0), ctc + 3 * apart)
 
 
+@pytest.mark.parametrize(("consistency", "rows"), [(0.0, 2), (0.2, 4)])
+def test_both_copies_count_where_memory_runs_out(module, batch, monkeypatch, consistency, rows):
+    module.settings = replace(module.settings, consistency=consistency)
+    module.sets_learning_rate = False
+    monkeypatch.setattr(LasModule, "trainer", SimpleNamespace(global_step=0))
+    monkeypatch.setattr(LasModule, "global_rank", 0)
+    module.on_train_batch_start(batch, 0)
+    assert module.batch_shape.startswith(f"{rows} x {batch.frames.shape[1]} frames")
+
+
 def test_with_consistency_the_search_spells_one_of_the_copies(module, batch, monkeypatch):
     monkeypatch.setattr(LasModule, "epochs_done", 1.0)
     monkeypatch.setattr(LasModule, "log", lambda *_, **__: None)

@@ -7,18 +7,12 @@ Li and Lee 2022, "Listen, Adapt, Better WER: Source-free single-utterance test-t
 recognition"). The model itself stays as it is.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from asr.model.encoder import Adaptation, length_mask
+from asr.model.las import ListenAttendSpell
 from asr.tokenizer import CharTokenizer
-
-if TYPE_CHECKING:
-    from asr.model.las import ListenAttendSpell
 
 __all__ = ["adapt", "confusion"]
 
@@ -28,14 +22,15 @@ ROWS = 4  # utterances that adapt together: going back takes 5 MB for each secon
 ENTROPY = 0.3  # share of the entropy in the loss; the rest is that of confusion
 
 
-def confusion(ctc_logits: Tensor, lengths: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def confusion(ctc_logits: Tensor, lengths: Tensor) -> Tensor:
     """How unsure the CTC head is of each utterance, (B,), from its logits (B, N, V) and the lengths (B,).
 
-    0.3 times the mean entropy, in nats, of the states where it does not hear a blank, and 0.7 times the minimum class
-    confusion (Jin et al. 2020): the share of the probability of each class that is given to other classes, on average.
+    ENTROPY times the mean entropy, in nats, of the states where it does not hear a blank, and the rest times the class
+    confusion (Jin et al. 2020, "Minimum class confusion"): the share of the probability of each class that is given to
+    other classes, on average.
     """
     states = length_mask(lengths, ctc_logits.shape[1])
-    log_p = (ctc_logits.float() / temperature).log_softmax(-1)
+    log_p = (ctc_logits.float() / TEMPERATURE).log_softmax(-1)
     p = log_p.exp() * states[..., None]
     entropy = -(p * log_p).sum(-1)  # (B, N), 0 on padding
     speaks = states & (ctc_logits.argmax(-1) != CharTokenizer.blank_id)
@@ -59,8 +54,8 @@ def adapt(model: ListenAttendSpell, frames: Tensor, lengths: Tensor, steps: int)
     """
     parts = [_adapt(model, *rows, steps) for rows in zip(frames.split(ROWS), lengths.split(ROWS), strict=True)]
     return [
-        (torch.cat(scales), torch.cat(shifts))
-        for scales, shifts in (zip(*pairs, strict=True) for pairs in zip(*parts, strict=True))
+        (torch.cat([scale for scale, _ in pairs]), torch.cat([shift for _, shift in pairs]))
+        for pairs in zip(*parts, strict=True)
     ]
 
 

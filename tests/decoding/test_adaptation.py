@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from asr.config import from_mapping
+from asr.decoding.adaptation import ENTROPY, RATE, adapt, confusion
 from asr.model import ListenAttendSpell, ModelConfig
-from asr.model.adaptation import ENTROPY, RATE, adapt, confusion
 
 LENGTHS = (41, 16, 30, 7)
 
@@ -84,7 +84,7 @@ def test_utterances_adapt_each_by_itself(
     monkeypatch: pytest.MonkeyPatch,
     rows: int,
 ) -> None:
-    monkeypatch.setattr("asr.model.adaptation.ROWS", rows)
+    monkeypatch.setattr("asr.decoding.adaptation.ROWS", rows)
     frames, lengths = batch
     together = adapt(model, frames, lengths, 3)
     for row, length in enumerate(LENGTHS[:3]):
