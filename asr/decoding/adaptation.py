@@ -50,7 +50,7 @@ def adapt(model: ListenAttendSpell, frames: Tensor, lengths: Tensor, steps: int)
         model: in evaluation mode; it is not changed.
         frames: (B, T, n_mels) normalised.
         lengths: (B,)
-        steps: each hears all utterances once and goes back through the encoder, about as dear as hearing them 3 times.
+        steps: each hears all utterances once and goes back through the encoder.
     """
     parts = [_adapt(model, *rows, steps) for rows in zip(frames.split(ROWS), lengths.split(ROWS), strict=True)]
     return [
