@@ -47,6 +47,7 @@ def prepare(
     *,
     dev_utterances: int = 100,
     augmented: str | Path | None = None,
+    spliced: str | Path | None = None,
     check: str = "full",
     fetch_missing: bool = False,
     url: str | None = None,
@@ -58,6 +59,7 @@ def prepare(
         0 leaves the training set whole and an4-dev out
     augmented: what `asr.corpus.augment` wrote of an4-train; its copies become an4-train-augmented and, those of the
         speakers of an4-dev, an4-dev-augmented, which nothing measured on an4-dev may be trained on
+    spliced: what `asr.corpus.splice` wrote of an4-train; likewise an4-train-spliced and an4-dev-spliced
     """
     if dev_utterances < 0:
         raise ConfigError(f"corpus.dev_utterances is {dev_utterances}; it must be 0 or more")
@@ -82,13 +84,15 @@ def prepare(
     if dev_utterances:
         train, dev = hold_out(train, dev_utterances)
         scans = [train, dev, test]
-    if augmented is not None:
-        held_out = {f"{COPY}{speaker}" for speaker in dev.speakers} if dev_utterances else set()
-        scans += _split(scan(augmented, "an4-train-augmented", check), held_out)
+    held_out = {f"{COPY}{speaker}" for speaker in dev.speakers} if dev_utterances else set()
+    for kind, folder in (("augmented", augmented), ("spliced", spliced)):
+        if folder is not None:
+            scans += _split(scan(folder, f"an4-train-{kind}", check), f"an4-dev-{kind}", held_out)
     check_speakers(scans)
     scans = drop_repeated(scans)
     # Of an earlier run: their utterances may stand on the other side of the split now.
-    for name in {"an4-dev", "an4-train-augmented", "an4-dev-augmented"} - {part.name for part in scans}:
+    copies = {f"an4-{part}-{kind}" for part in ("train", "dev") for kind in ("augmented", "spliced")}
+    for name in {"an4-dev", *copies} - {part.name for part in scans}:
         for stale in Path(output).glob(f"*_{name}.jsonl.gz"):
             stale.unlink()
     write_all(scans, output)
@@ -120,10 +124,10 @@ def hold_out(train: SubsetScan, utterances: int) -> tuple[SubsetScan, SubsetScan
     )
 
 
-def _split(copies: SubsetScan, held_out: set[str]) -> list[SubsetScan]:
+def _split(copies: SubsetScan, dev_name: str, held_out: set[str]) -> list[SubsetScan]:
     """The copies of the training speakers' utterances and, where there are any, those of the speakers held out."""
     train = replace(copies, utterances=[u for u in copies.utterances if u.speaker not in held_out])
-    dev = SubsetScan("an4-dev-augmented", [u for u in copies.utterances if u.speaker in held_out], [])
+    dev = SubsetScan(dev_name, [u for u in copies.utterances if u.speaker in held_out], [])
     return [train, dev] if dev.utterances else [train]
 
 

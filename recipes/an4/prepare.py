@@ -20,6 +20,7 @@ def main(config: DictConfig) -> None:
         config.output,
         dev_utterances=corpus["dev_utterances"],
         augmented=corpus["augmented"],
+        spliced=corpus["spliced"],
         check=corpus["check"],
         fetch_missing=corpus["download"],
         url=corpus["url"],

@@ -1,0 +1,220 @@
+"""New utterances made of a speaker's recorded words: letters change places with letters, digits with digits.
+
+    splice_subset("data", "an4-train", "data/spliced", "runs/an4/model")
+
+A small corpus says the same sequences over and over, and a recogniser learns those rather than their sounds. Here a
+trained model finds the words (`asr.decoding.alignment`), each is cut out at its quietest borders, and copies of the
+utterances are put together with other words of the same speaker (aligned data augmentation, Lam et al. 2021, which
+exchanges any words of any speakers). A copy depends on the settings, the model and the utterance's id alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+
+from asr import audio
+from asr.bundle import Bundle, load_bundle
+from asr.config import to_mapping
+from asr.corpus.chapters import COPY, SAMPLE_RATE, Samples, claim_folder, write_chapter, write_chapters
+from asr.corpus.librispeech import Utterance, is_evaluation, progress_bar, scan
+from asr.decoding.alignment import SpottedWord, fits, spot_words
+from asr.errors import ConfigError
+
+__all__ = ["SpliceConfig", "borders", "splice", "splice_subset"]
+
+QUIET = 0.02  # s; over so much the level is measured when the quietest place is looked for
+STEP = 0.005  # s; levels are measured so far apart
+PAUSE = 0.12  # s; a quiet stretch of this length is no closure of a plosive
+PAUSE_LEVEL = 0.25  # of the way from an utterance's quiet to its loud places
+ENOUGH = 5  # pauses before a word that say how it begins
+NEAR = 0.07  # s; a word begins within so much of where it is expected to
+FADE = 0.005  # s; from one word into the next
+
+Piece = tuple[str, Samples]  # a word and how it sounds
+
+KINDS = (
+    "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z",
+    "ZERO OH ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE",
+    "TWENTY THIRTY FORTY FIFTY SIXTY SEVENTY EIGHTY NINETY",
+)
+
+
+@dataclass(frozen=True)
+class SpliceConfig:
+    copies: int = 1  # of every utterance
+    exchanged: float = 0.7  # share of the words of a kind that another takes the place of
+    kinds: Sequence[str] = KINDS  # words, with spaces between them, that may take each other's place
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.copies < 1:
+            raise ValueError(f"copies must be at least 1; got {self.copies}")
+        if not 0 <= self.exchanged <= 1:
+            raise ValueError(f"exchanged must be from 0 to 1; got {self.exchanged:g}")
+
+
+def _levels(samples: Samples) -> np.ndarray:
+    """dB of each hop of `STEP`, over `QUIET` seconds."""
+    step, width = round(STEP * SAMPLE_RATE), round(QUIET * SAMPLE_RATE)
+    energy = np.convolve(np.square(samples, dtype=np.float64), np.ones(width) / width, mode="same")
+    return 10 * np.log10(energy[::step] + 1e-10)
+
+
+def leads(utterances: Sequence[tuple[Samples, Sequence[SpottedWord]]]) -> dict[str, float]:
+    """How long before its first spike a word begins, in seconds, the median over where it follows a pause.
+
+    CTC fires where a word can first be told from the others: in S at the end, in T at the beginning.
+    """
+    found = defaultdict(list)
+    for samples, spotted in utterances:
+        levels = _levels(samples)
+        low, high = np.quantile(levels, (0.1, 0.95))
+        quiet = levels < low + PAUSE_LEVEL * (high - low)
+        for before, word in pairwise(spotted):
+            a, b = round(before.last[1] / STEP), round(word.first[0] / STEP)
+            stretch = np.flatnonzero(~quiet[a:b])
+            edges = np.concatenate([[-1], stretch, [b - a]])
+            gaps = np.diff(edges) - 1
+            if len(gaps) and gaps.max() * STEP >= PAUSE:
+                end = int(edges[int(gaps.argmax()) + 1])
+                found[word.word].append((b - a - end) * STEP)
+    return {word: float(np.median(times)) for word, times in found.items() if len(times) >= ENOUGH}
+
+
+def borders(samples: Samples, spotted: Sequence[SpottedWord], lead: Mapping[str, float]) -> list[int]:
+    """Where the words of an utterance (T,) end, in samples, all but the last.
+
+    That is the quietest place, over `QUIET` seconds, within `NEAR` of where the next word is expected to begin, and
+    between the spikes.
+
+    lead: what `leads` found
+    """
+    levels = _levels(samples)
+    usual = float(np.median(list(lead.values()))) if lead else 0.0
+    found = []
+    for word, after in pairwise(spotted):
+        expected = after.first[0] - lead.get(after.word, usual)
+        low, high = word.last[0] + 0.25 * (word.last[1] - word.last[0]), after.first[1]
+        start, end = max(low, expected - NEAR), min(high, expected + NEAR)
+        if end - start < 2 * STEP:
+            start, end = min(low, high - 2 * STEP), max(high, low + 2 * STEP)
+            middle = min(max(expected, start), end)
+            start, end = middle - STEP, middle + STEP
+        a, b = max(0, round(start / STEP)), max(1, round(end / STEP))
+        b = max(b, a + 1)
+        found.append(min(len(samples), (a + int(levels[a:b].argmin())) * round(STEP * SAMPLE_RATE)))
+    return [int(x) for x in np.maximum.accumulate(found)] if found else []
+
+
+def cut(samples: Samples, spotted: Sequence[SpottedWord], lead: Mapping[str, float]) -> list[Piece]:
+    """The words of an utterance (T,), which together are the whole of it."""
+    ends = [0, *borders(samples, spotted, lead), len(samples)]
+    return [(word.word, samples[a:b]) for word, (a, b) in zip(spotted, pairwise(ends), strict=True)]
+
+
+def splice(pieces: Sequence[Piece], others: Mapping[str, Sequence[Piece]], exchanged: float,
+           rng: np.random.Generator) -> tuple[str, Samples]:  # fmt: skip
+    """Text and samples of an utterance of which a share of the words has been exchanged.
+
+    others: by word, what may take its place
+    """
+    chosen = []
+    for piece in pieces:
+        choice = others.get(piece[0], ())
+        if choice and rng.random() < exchanged:
+            piece = choice[int(rng.integers(len(choice)))]
+        chosen.append(piece)
+    fade = round(FADE * SAMPLE_RATE)
+    whole = np.zeros(0, np.float32)
+    for _, samples in chosen:
+        n = min(fade, len(whole), len(samples))
+        rise = np.linspace(0, 1, n, dtype=np.float32)
+        seam = whole[len(whole) - n :] * (1 - rise) + samples[:n] * rise
+        whole = np.concatenate([whole[: len(whole) - n], seam, samples[n:]])
+    return " ".join(word for word, _ in chosen), whole
+
+
+def splice_subset(
+    root: str | Path, subset: str, output: str | Path, model_dir: str | Path, config: SpliceConfig | None = None
+) -> Path:
+    """Write copies of every utterance as subset `<subset>-spliced`; returns its folder.
+
+    root: the folder that holds LibriSpeech/, or the LibriSpeech folder itself
+    model_dir: the folder of one that knows the speech well, such as one trained on it
+
+    Raises:
+        ConfigError: a setting cannot work, the folder was made with others, or the disk is too full.
+        CorpusError: speech is missing or cannot be read.
+        ModelError: there is no such model.
+    """
+    config = config or SpliceConfig()
+    if is_evaluation(subset):
+        raise ConfigError(f"{subset} is an evaluation set; splice training sets")
+    bundle = load_bundle(model_dir)
+    utterances = scan(root, subset, check="header").utterances
+    folder = Path(output) / "LibriSpeech" / f"{subset}-spliced"
+    claim_folder(folder, {"root": str(root), "model_dir": str(model_dir), **to_mapping(config)})
+    with progress_bar(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        spotted = [
+            (utterance, _spot(utterance, bundle)) for utterance in progress.track(utterances, description="find words")
+        ]
+    lead = leads([(_load(utterance), words) for utterance, words in spotted])
+    speakers: dict[str, list[tuple[Utterance, list[Piece]]]] = defaultdict(list)
+    for utterance, words in spotted:
+        if words:
+            speakers[utterance.speaker].append((utterance, cut(_load(utterance), words, lead)))
+    seconds = config.copies * sum(utterance.duration for utterance in utterances)
+    write_chapters(
+        f"splice {subset}", folder, list(speakers.values()), 0, seconds, _Splicer(folder, config).write, processes=1
+    )
+    return folder
+
+
+def _load(utterance: Utterance) -> Samples:
+    return audio.load(utterance.path, SAMPLE_RATE)
+
+
+@torch.inference_mode()
+def _spot(utterance: Utterance, bundle: Bundle) -> list[SpottedWord]:
+    """The words of an utterance; none where CTC cannot place them."""
+    tokens = bundle.tokenizer.encode(utterance.text)
+    frames = bundle.encode(torch.from_numpy(_load(utterance)))
+    h, lengths = bundle.model.encoder(frames[None], torch.tensor([len(frames)]))
+    log_probs = bundle.model.ctc(h)[0, : int(lengths[0])].log_softmax(-1)
+    if not fits(tokens, len(log_probs)):
+        return []
+    seconds_per_state = bundle.frontend.config.hop * bundle.model.encoder.config.reduction
+    return spot_words(log_probs, tokens, bundle.tokenizer, seconds_per_state)
+
+
+@dataclass(frozen=True)
+class _Splicer:
+    """Writes the copies of a speaker's utterances as one chapter."""
+
+    folder: Path
+    config: SpliceConfig
+
+    def write(self, recorded: list[tuple[Utterance, list[Piece]]]) -> None:
+        speaker = f"{COPY}{recorded[0][0].speaker}"
+        write_chapter(self.folder / speaker / "0" / f"{speaker}-0.trans.txt", self._copies(recorded))
+
+    def _copies(self, recorded: list[tuple[Utterance, list[Piece]]]) -> Iterator[tuple[str, str, Samples]]:
+        others: dict[str, list[Piece]] = {}
+        for words in self.config.kinds:
+            kind = words.split()
+            members = [piece for _, pieces in recorded for piece in pieces if piece[0] in kind]
+            others.update(dict.fromkeys(kind, members))
+        for utterance, pieces in recorded:
+            rng = np.random.default_rng([self.config.seed, zlib.crc32(utterance.id.encode())])
+            for i in range(self.config.copies):
+                text, samples = splice(pieces, others, self.config.exchanged, rng)
+                yield f"{COPY}{utterance.speaker}-0-{utterance.id.split('-', 2)[-1]}-{i + 1}", text, samples
