@@ -37,7 +37,7 @@ PAUSE = 0.12  # s; a quiet stretch of this length is no closure of a plosive
 PAUSE_LEVEL = 0.25  # of the way from an utterance's quiet to its loud places
 ENOUGH = 5  # pauses before a word that say how it begins
 NEAR = 0.07  # s; a word begins within so much of where it is expected to
-FADE = 0.005  # s; from one word into the next
+FADE = 0.005  # s; out of one word, and into the next
 
 Piece = tuple[str, Samples]  # a word and how it sounds
 
@@ -121,26 +121,30 @@ def cut(samples: Samples, spotted: Sequence[SpottedWord], lead: Mapping[str, flo
     return [(word.word, samples[a:b]) for word, (a, b) in zip(spotted, pairwise(ends), strict=True)]
 
 
-def splice(pieces: Sequence[Piece], others: Mapping[str, Sequence[Piece]], exchanged: float,
-           rng: np.random.Generator) -> tuple[str, Samples]:  # fmt: skip
+def splice(
+    pieces: Sequence[Piece], others: Mapping[str, Sequence[Piece]], exchanged: float, rng: np.random.Generator
+) -> tuple[str, Samples]:
     """Text and samples of an utterance of which a share of the words has been exchanged.
+
+    Seams fade out and in over `FADE`; words that were neighbours before still meet as they did.
 
     others: by word, what may take its place
     """
-    chosen = []
+    chosen, fresh = [], []
     for piece in pieces:
         choice = others.get(piece[0], ())
-        if choice and rng.random() < exchanged:
-            piece = choice[int(rng.integers(len(choice)))]
-        chosen.append(piece)
-    fade = round(FADE * SAMPLE_RATE)
-    whole = np.zeros(0, np.float32)
-    for _, samples in chosen:
-        n = min(fade, len(whole), len(samples))
-        rise = np.linspace(0, 1, n, dtype=np.float32)
-        seam = whole[len(whole) - n :] * (1 - rise) + samples[:n] * rise
-        whole = np.concatenate([whole[: len(whole) - n], seam, samples[n:]])
-    return " ".join(word for word, _ in chosen), whole
+        fresh.append(bool(choice) and rng.random() < exchanged)
+        chosen.append(choice[int(rng.integers(len(choice)))] if fresh[-1] else piece)
+    parts = []
+    for i, (_, samples) in enumerate(chosen):
+        ramp = np.linspace(0, 1, min(round(FADE * SAMPLE_RATE), len(samples)), dtype=np.float32)
+        faded = samples.copy()
+        if any(fresh[max(0, i - 1) : i + 1]):
+            faded[: len(ramp)] *= ramp
+        if any(fresh[i : i + 2]):
+            faded[len(faded) - len(ramp) :] *= ramp[::-1]
+        parts.append(faded)
+    return " ".join(word for word, _ in chosen), np.concatenate(parts)
 
 
 def splice_subset(

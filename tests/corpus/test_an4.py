@@ -116,25 +116,26 @@ def test_dev_split_takes_whole_speakers_and_the_same_ones_again(official, tmp_pa
     assert set(json.loads((out / "summary.json").read_text())) == {"an4-train", "an4-test"}
 
 
-def test_changed_copies_are_split_like_what_they_were_made_of(official, tmp_path, chapter_writer):
+@pytest.mark.parametrize("kind", ["augmented", "spliced"])
+def test_changed_copies_are_split_like_what_they_were_made_of(official, tmp_path, chapter_writer, kind):
     out = tmp_path / "out"
     plain = an4.prepare(official, out, dev_utterances=2)
-    copies = tmp_path / "copies/LibriSpeech/an4-train-augmented"
+    copies = tmp_path / f"copies/LibriSpeech/an4-train-{kind}"
     for utterances in (scan.utterances for scan in plain[:2]):
         for speaker in {u.speaker for u in utterances}:
             lines = {f"A{u.id}": (0.5, u.text) for u in utterances if u.speaker == speaker}
             chapter_writer(copies, f"A{speaker}/0", lines)
-    train, dev, _, more, held = an4.prepare(official, out, dev_utterances=2, augmented=tmp_path / "copies")
-    assert (more.name, held.name) == ("an4-train-augmented", "an4-dev-augmented")
+    train, dev, _, more, held = an4.prepare(official, out, dev_utterances=2, **{kind: tmp_path / "copies"})
+    assert (more.name, held.name) == (f"an4-train-{kind}", f"an4-dev-{kind}")
     for scan, changed in ((train, more), (dev, held)):
         assert {f"A{u.id}" for u in scan.utterances} == {u.id for u in changed.utterances}
-    *_, everything = an4.prepare(official, out, dev_utterances=0, augmented=tmp_path / "copies")
+    *_, everything = an4.prepare(official, out, dev_utterances=0, **{kind: tmp_path / "copies"})
     assert len(everything.utterances) == len(more.utterances) + len(held.utterances)
     assert not list(out.glob("*an4-dev*"))
     # Those copies are of an4-dev's speakers too: with an4-dev held out again they must not lie about as training data.
-    assert list(out.glob("*an4-train-augmented*"))
+    assert list(out.glob(f"*an4-train-{kind}*"))
     an4.prepare(official, out, dev_utterances=2)
-    assert not list(out.glob("*-augmented*"))
+    assert not list(out.glob(f"*-{kind}*"))
 
 
 def test_hold_out_stops_at_the_first_speaker_that_is_enough():

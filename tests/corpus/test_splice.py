@@ -1,0 +1,142 @@
+"""Words are cut out where they begin and end, and the copies say what their transcripts say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from toy_speech import speak
+
+from asr.corpus import librispeech
+from asr.corpus.splice import SpliceConfig, borders, cut, leads, splice, splice_subset
+from asr.decoding.alignment import SpottedWord
+from asr.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+RATE = 16000
+
+
+def noise(seconds: float, level: float, seed: int = 0) -> np.ndarray:
+    return (level * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
+def spotted(word: str, first: float, last: float | None = None) -> SpottedWord:
+    last = first if last is None else last
+    return SpottedWord(word, (first, first + 0.04), (last, last + 0.04), ())
+
+
+def aitch(pause: float) -> tuple[np.ndarray, list[SpottedWord]]:
+    """T, a pause, and H: 0.2 s of vowel, a closure of 60 ms in which nothing sounds, and the burst that tells it."""
+    sounds = [noise(0.2, 0.1), noise(pause, 1e-4), noise(0.2, 0.1, 1), noise(0.06, 1e-5), noise(0.1, 0.1, 2)]
+    return np.concatenate(sounds), [spotted("T", 0.02), spotted("H", 0.2 + pause + 0.27)]
+
+
+def test_how_late_a_word_is_spotted_is_learned_where_it_follows_a_pause():
+    lead = leads([aitch(pause) for pause in (0.2, 0.25, 0.3, 0.35, 0.4)])
+    assert lead == {"H": pytest.approx(0.27, abs=0.02)}
+    assert leads([aitch(0.2)]) == {}  # once is not enough to go by
+    assert leads([aitch(0.05)] * 9) == {}  # no pause, but a closure
+
+
+def test_a_closure_within_a_word_is_not_taken_for_its_border():
+    samples, words = aitch(0.03)
+    border = borders(samples, words, {"H": 0.27})
+    assert len(border) == 1 and 0.19 <= border[0] / RATE <= 0.24
+    assert borders(samples, words, {"H": 0.0})[0] / RATE > 0.4  # which it would be, as the closure is the quietest
+
+
+def test_borders_stand_in_order_within_the_utterance_whatever_was_spotted():
+    samples = noise(0.5, 0.1)
+    words = [spotted(word, 0.46) for word in "ABCD"]  # CTC may fire for all of them in the last states
+    found = borders(samples, words, {"C": 1.0})
+    assert len(found) == 3 and found == sorted(found) and 0 <= found[0] and found[-1] <= len(samples)
+    assert borders(samples, words[:1], {}) == []
+
+
+def test_the_pieces_of_an_utterance_are_the_whole_of_it():
+    samples, words = aitch(0.2)
+    pieces = cut(samples, words, {"H": 0.27})
+    assert [word for word, _ in pieces] == ["T", "H"]
+    assert np.array_equal(np.concatenate([piece for _, piece in pieces]), samples)
+    text, same = splice(pieces, {"H": pieces}, 0.0, np.random.default_rng(0))
+    assert text == "T H" and np.array_equal(same, samples)
+
+
+def test_another_word_of_the_kind_takes_the_place_and_is_written():
+    a, b, c = (np.full(800, level, np.float32) for level in (1, 2, 3))
+    pieces = [("A", a), ("TWO", b)]
+    text, samples = splice(pieces, {"A": [("C", c)]}, 1.0, np.random.default_rng(0))
+    assert text == "C TWO"
+    assert len(samples) == 1600 and samples[400] == 3 and samples[1200] == 2
+    assert samples[0] == samples[799] == samples[800] == 0  # seams fade
+    assert samples[-1] == 2  # where nothing was put in, nothing fades
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    for speaker in ("fash", "mcel"):
+        folder = tmp_path / "LibriSpeech/train-toy" / speaker / "0"
+        folder.mkdir(parents=True)
+        texts = ["A B ONE", "YES", "C TWO D"]
+        for i, text in enumerate(texts):
+            soundfile.write(folder / f"{speaker}-0-{i}.flac", speak(text, seed=i), RATE)
+        (folder / f"{speaker}-0.trans.txt").write_text("".join(f"{speaker}-0-{i} {t}\n" for i, t in enumerate(texts)))
+    return tmp_path
+
+
+def texts_of(folder: Path) -> dict[str, str]:
+    lines = [line for path in sorted(folder.rglob("*.trans.txt")) for line in path.read_text().splitlines()]
+    return dict(line.split(maxsplit=1) for line in lines)
+
+
+def test_a_subset_of_copies(corpus, toy_bundle, tmp_path):
+    config = SpliceConfig(copies=4, exchanged=1.0)
+    folder = splice_subset(corpus, "train-toy", tmp_path / "out", toy_bundle, config)
+    texts = texts_of(folder)
+    assert len(texts) == 2 * 3 * 4
+    letters, digits = set("ABCD"), {"ONE", "TWO"}
+    for name, text in texts.items():
+        kinds = ["L" if word in letters else "D" if word in digits else word for word in text.split()]
+        assert kinds == {"0": list("LLD"), "1": ["YES"], "2": list("LDL")}[name.split("-")[2]], name
+    assert len(set(texts.values())) > 5  # they differ
+    (scan,) = librispeech.prepare(tmp_path / "out", ["train-toy-spliced"], tmp_path / "manifests")
+    assert len(scan.utterances) == 24 and not scan.dropped
+    again = splice_subset(corpus, "train-toy", tmp_path / "again", toy_bundle, config)
+    assert texts_of(again) == texts
+    other = splice_subset(corpus, "train-toy", tmp_path / "other", toy_bundle, SpliceConfig(copies=4, seed=2))
+    assert texts_of(other) != texts
+
+
+def test_words_come_from_the_same_speaker(corpus, toy_bundle, tmp_path):
+    quiet = corpus / "LibriSpeech/train-toy/mcel/0"
+    for path in quiet.glob("*.flac"):
+        samples, rate = soundfile.read(path)
+        soundfile.write(path, 0.01 * samples, rate)
+    folder = splice_subset(corpus, "train-toy", tmp_path / "out", toy_bundle, SpliceConfig(exchanged=1.0))
+    peaks = {path.name[:5]: [] for path in folder.rglob("*.flac")}
+    for path in folder.rglob("*.flac"):
+        peaks[path.name[:5]].append(np.abs(soundfile.read(path)[0]).max())
+    assert max(peaks["Amcel"]) < 0.05 < 0.1 < min(peaks["Afash"])
+
+
+def test_evaluation_sets_are_refused(corpus, toy_bundle, tmp_path):
+    with pytest.raises(ConfigError, match="dev-toy is an evaluation set"):
+        splice_subset(corpus, "dev-toy", tmp_path / "out", toy_bundle)
+    for wrong in ({"copies": 0}, {"exchanged": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            SpliceConfig(**wrong)
+
+
+def test_the_recipe(corpus, toy_bundle, tmp_path):
+    def run(*options: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "recipes/synthetic/splice.py", f"root={corpus}", "subset=train-toy", *options]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    done = run(f"model_dir={toy_bundle}", f"output={tmp_path / 'out'}", "copies=1")
+    assert done.returncode == 0, done.stderr
+    assert len(texts_of(tmp_path / "out")) == 6
+    lost = run(f"model_dir={tmp_path / 'nowhere'}", f"output={tmp_path / 'lost'}")
+    assert lost.returncode == 2 and "nowhere" in lost.stderr and "Traceback" not in lost.stderr
+    assert not (tmp_path / "lost").exists()
