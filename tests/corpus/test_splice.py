@@ -43,7 +43,8 @@ def test_how_late_a_word_is_spotted_is_learned_where_it_follows_a_pause():
 def test_a_closure_within_a_word_is_not_taken_for_its_border():
     samples, words = aitch(0.03)
     border = borders(samples, words, {"H": 0.27})
-    assert len(border) == 1 and 0.19 <= border[0] / RATE <= 0.24
+    assert len(border) == 1
+    assert 0.19 <= border[0] / RATE <= 0.24
     assert borders(samples, words, {"H": 0.0})[0] / RATE > 0.4  # which it would be, as the closure is the quietest
 
 
@@ -51,7 +52,10 @@ def test_borders_stand_in_order_within_the_utterance_whatever_was_spotted():
     samples = noise(0.5, 0.1)
     words = [spotted(word, 0.46) for word in "ABCD"]  # CTC may fire for all of them in the last states
     found = borders(samples, words, {"C": 1.0})
-    assert len(found) == 3 and found == sorted(found) and 0 <= found[0] and found[-1] <= len(samples)
+    assert len(found) == 3
+    assert found == sorted(found)
+    assert found[0] >= 0
+    assert found[-1] <= len(samples)
     assert borders(samples, words[:1], {}) == []
 
 
@@ -61,7 +65,8 @@ def test_the_pieces_of_an_utterance_are_the_whole_of_it():
     assert [word for word, _ in pieces] == ["T", "H"]
     assert np.array_equal(np.concatenate([piece for _, piece in pieces]), samples)
     text, same = splice(pieces, {"H": pieces}, 0.0, np.random.default_rng(0))
-    assert text == "T H" and np.array_equal(same, samples)
+    assert text == "T H"
+    assert np.array_equal(same, samples)
 
 
 def test_another_word_of_the_kind_takes_the_place_and_is_written():
@@ -69,7 +74,9 @@ def test_another_word_of_the_kind_takes_the_place_and_is_written():
     pieces = [("A", a), ("TWO", b)]
     text, samples = splice(pieces, {"A": [("C", c)]}, 1.0, np.random.default_rng(0))
     assert text == "C TWO"
-    assert len(samples) == 1600 and samples[400] == 3 and samples[1200] == 2
+    assert len(samples) == 1600
+    assert samples[400] == 3
+    assert samples[1200] == 2
     assert samples[0] == samples[799] == samples[800] == 0  # seams fade
     assert samples[-1] == 2  # where nothing was put in, nothing fades
 
@@ -102,7 +109,8 @@ def test_a_subset_of_copies(corpus, toy_bundle, tmp_path):
         assert kinds == {"0": list("LLD"), "1": ["YES"], "2": list("LDL")}[name.split("-")[2]], name
     assert len(set(texts.values())) > 5  # they differ
     (scan,) = librispeech.prepare(tmp_path / "out", ["train-toy-spliced"], tmp_path / "manifests")
-    assert len(scan.utterances) == 24 and not scan.dropped
+    assert len(scan.utterances) == 24
+    assert not scan.dropped
     again = splice_subset(corpus, "train-toy", tmp_path / "again", toy_bundle, config)
     assert texts_of(again) == texts
     other = splice_subset(corpus, "train-toy", tmp_path / "other", toy_bundle, SpliceConfig(copies=4, seed=2))
@@ -138,5 +146,7 @@ def test_the_recipe(corpus, toy_bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(texts_of(tmp_path / "out")) == 6
     lost = run(f"model_dir={tmp_path / 'nowhere'}", f"output={tmp_path / 'lost'}")
-    assert lost.returncode == 2 and "nowhere" in lost.stderr and "Traceback" not in lost.stderr
+    assert lost.returncode == 2
+    assert "nowhere" in lost.stderr
+    assert "Traceback" not in lost.stderr
     assert not (tmp_path / "lost").exists()
