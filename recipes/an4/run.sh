@@ -4,8 +4,8 @@
 #
 #     recipes/an4/run.sh                                # downloads AN4 (64 MB) into data/
 #     recipes/an4/run.sh corpus.root=/path/to/corpora   # takes it from a folder
-#     recipes/an4/run.sh noises=/path/to/recordings     # twice as long, and a third fewer errors: trains on with copies
-#                                                       # in rooms and in such noise, and with the words spliced anew
+#     recipes/an4/run.sh noises=/path/to/recordings     # half as long again, and a quarter fewer errors: trains on
+#                                                       # with copies in rooms and such noise, and with words spliced anew
 #
 # What else is given goes to train.py.
 set -euo pipefail
