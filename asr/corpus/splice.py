@@ -29,7 +29,7 @@ from asr.corpus.librispeech import Utterance, is_evaluation, progress_bar, scan
 from asr.decoding.alignment import SpottedWord, fits, spot_words
 from asr.errors import ConfigError
 
-__all__ = ["SpliceConfig", "borders", "splice", "splice_subset"]
+__all__ = ["SpliceConfig", "borders", "cut", "leads", "splice", "splice_subset"]
 
 QUIET = 0.02  # s; over so much the level is measured when the quietest place is looked for
 STEP = 0.005  # s; levels are measured so far apart
@@ -72,7 +72,8 @@ def _levels(samples: Samples) -> np.ndarray:
 def leads(utterances: Sequence[tuple[Samples, Sequence[SpottedWord]]]) -> dict[str, float]:
     """How long before its first spike a word begins, in seconds, the median over where it follows a pause.
 
-    CTC fires where a word can first be told from the others: in S at the end, in T at the beginning.
+    CTC fires where a word can first be told from the others: in S at the end, in T at the beginning. Words that seldom
+    follow a pause are left out.
     """
     found = defaultdict(list)
     for samples, spotted in utterances:
@@ -84,14 +85,14 @@ def leads(utterances: Sequence[tuple[Samples, Sequence[SpottedWord]]]) -> dict[s
             stretch = np.flatnonzero(~quiet[a:b])
             edges = np.concatenate([[-1], stretch, [b - a]])
             gaps = np.diff(edges) - 1
-            if len(gaps) and gaps.max() * STEP >= PAUSE:
+            if gaps.max() * STEP >= PAUSE:
                 end = int(edges[int(gaps.argmax()) + 1])
                 found[word.word].append((b - a - end) * STEP)
     return {word: float(np.median(times)) for word, times in found.items() if len(times) >= ENOUGH}
 
 
 def borders(samples: Samples, spotted: Sequence[SpottedWord], lead: Mapping[str, float]) -> list[int]:
-    """Where the words of an utterance (T,) end, in samples, all but the last.
+    """Where the words of an utterance (T,) at 16 kHz end, in samples, all but the last.
 
     That is the quietest place, over `QUIET` seconds, within `NEAR` of where the next word is expected to begin, and
     between the spikes.
@@ -105,14 +106,12 @@ def borders(samples: Samples, spotted: Sequence[SpottedWord], lead: Mapping[str,
         expected = after.first[0] - lead.get(after.word, usual)
         low, high = word.last[0] + 0.25 * (word.last[1] - word.last[0]), after.first[1]
         start, end = max(low, expected - NEAR), min(high, expected + NEAR)
-        if end - start < 2 * STEP:
-            start, end = min(low, high - 2 * STEP), max(high, low + 2 * STEP)
-            middle = min(max(expected, start), end)
-            start, end = middle - STEP, middle + STEP
-        a, b = max(0, round(start / STEP)), max(1, round(end / STEP))
-        b = max(b, a + 1)
-        found.append(min(len(samples), (a + int(levels[a:b].argmin())) * round(STEP * SAMPLE_RATE)))
-    return [int(x) for x in np.maximum.accumulate(found)] if found else []
+        if end - start < 2 * STEP:  # the word is expected to begin before the one before it fires
+            start, end = low - STEP, low + STEP
+        a = min(max(0, round(start / STEP)), len(levels) - 1)
+        b = max(round(end / STEP), a + 1)
+        found.append((a + int(levels[a:b].argmin())) * round(STEP * SAMPLE_RATE))
+    return np.maximum.accumulate(found).tolist() if found else []
 
 
 def cut(samples: Samples, spotted: Sequence[SpottedWord], lead: Mapping[str, float]) -> list[Piece]:
