@@ -4,8 +4,7 @@
 #
 #     recipes/an4/run.sh                                # downloads AN4 (64 MB) into data/
 #     recipes/an4/run.sh corpus.root=/path/to/corpora   # takes it from a folder
-#     recipes/an4/run.sh noises=/path/to/recordings     # half as long again, and a quarter fewer errors: trains on
-#                                                       # with copies in rooms and such noise, and with words spliced anew
+#     recipes/an4/run.sh noises=/path/to/recordings     # also with copies in rooms and in such noise
 #
 # What else is given goes to train.py.
 set -euo pipefail
@@ -27,37 +26,42 @@ source recipes/setup.sh
 setup_venv ".[train${noises:+,augment}]"
 
 python recipes/an4/prepare.py "${prepare[@]}" output=data/an4
-# First without an4-dev, by which everything was chosen; then on with it.
+# All by which something was chosen without an4-dev; then on with it.
 python recipes/an4/train.py corpus.manifests=data/an4 output=runs/an4 "${train[@]}"
-if [ -z "$noises" ]; then
-    model=runs/an4/all/model
-    word_bonus=0
-    python recipes/an4/train.py --config-name train_an4_all "${train[@]}"
-else
-    model=runs/an4/spliced/all/model
-    word_bonus=1
-    if [ -d data/an4/audio/an4-train ]; then # of the official archive
-        corpora=data/an4/audio
-    fi
+if [ -d data/an4/audio/an4-train ]; then # made of the official archive
+    corpora=data/an4/audio
+fi
+python recipes/synthetic/splice.py root="$corpora" model_dir=runs/an4/model output=data/spliced_an4
+more=(corpus.spliced=data/spliced_an4)
+word_bonus=0
+copies=()
+all_copies=()
+if [ -n "$noises" ]; then
     python recipes/synthetic/augment.py root="$corpora" subset=an4-train noises="$noises" telephone=0 mp3=0.05 \
         "snr=[8,30]" output=data/augmented_an4
-    python recipes/synthetic/splice.py root="$corpora" model_dir=runs/an4/model output=data/spliced_an4
-    python recipes/an4/prepare.py "${prepare[@]}" corpus.augmented=data/augmented_an4 corpus.spliced=data/spliced_an4 \
-        output=data/an4
-    python recipes/an4/train.py --config-name train_an4_spliced "${train[@]}"
-    python recipes/an4/train.py --config-name train_an4_spliced_all "${train[@]}"
+    more+=(corpus.augmented=data/augmented_an4)
+    word_bonus=1
+    copies=("corpus.train=[an4-train,an4-train-augmented,an4-train-spliced]"
+        "corpus.unperturbed=[an4-train-augmented]" +corpus.shares.an4-train-augmented=0.6)
+    all_copies=("corpus.train=[an4-train,an4-dev,an4-train-augmented,an4-dev-augmented,an4-train-spliced,an4-dev-spliced]"
+        "corpus.unperturbed=[an4-train-augmented,an4-dev-augmented]"
+        +corpus.shares.an4-train-augmented=0.6 +corpus.shares.an4-dev-augmented=0.6)
 fi
+python recipes/an4/prepare.py "${prepare[@]}" "${more[@]}" output=data/an4
+python recipes/an4/train.py --config-name train_an4_spliced "${copies[@]}" "${train[@]}"
+python recipes/an4/train.py --config-name train_an4_spliced_all "${all_copies[@]}" "${train[@]}"
 # ngram=100: PITTSBURGH comes as often as it is spelled, and is no copy to be dropped.
 python recipes/language_model/prepare.py ngram=100 held_out=0.005 output=runs/an4/text \
     "text=[data/an4/supervisions_an4-train.jsonl.gz,data/an4/supervisions_an4-dev.jsonl.gz]"
 python recipes/language_model/ngram.py text=runs/an4/text order=5 least_count=1 held_out=0 \
     output=runs/an4/language_model
-python recipes/an4/decode.py model_dir=$model decoding=greedy output=runs/an4/an4-test-greedy
+python recipes/an4/decode.py model_dir=runs/an4/spliced/all/model decoding=greedy output=runs/an4/an4-test-greedy
 # Weights chosen on an4-dev; see README.md.
-python recipes/an4/decode.py model_dir=$model decoding=greedy_ctc decoding.ctc_weight=0.5 decoding.phases=2 decoding.warp=0 \
-    output=runs/an4/an4-test-greedy_ctc
-python recipes/an4/decode.py model_dir=$model decoding=beam_ctc decoding.ctc_weight=0.5 decoding.warp=0 \
-    output=runs/an4/an4-test-beam_ctc
-python recipes/an4/decode.py model_dir=$model language_model=runs/an4/language_model decoding=beam_ctc_lm \
-    decoding.ctc_weight=0.4 decoding.lm_weight=0.2 decoding.ilm_weight=0.1 decoding.word_bonus=$word_bonus decoding.lm_eos=true \
-    decoding.max_length_ratio=1.5 decoding.beam=16 decoding.merge_words=4 output=runs/an4/an4-test-beam_ctc_lm
+python recipes/an4/decode.py model_dir=runs/an4/spliced/all/model decoding=greedy_ctc decoding.ctc_weight=0.5 \
+    decoding.phases=2 decoding.warp=0 output=runs/an4/an4-test-greedy_ctc
+python recipes/an4/decode.py model_dir=runs/an4/spliced/all/model decoding=beam_ctc decoding.ctc_weight=0.5 \
+    decoding.warp=0 output=runs/an4/an4-test-beam_ctc
+python recipes/an4/decode.py model_dir=runs/an4/spliced/all/model language_model=runs/an4/language_model \
+    decoding=beam_ctc_lm decoding.ctc_weight=0.4 decoding.lm_weight=0.2 decoding.ilm_weight=0.1 \
+    decoding.word_bonus=$word_bonus decoding.lm_eos=true decoding.max_length_ratio=1.5 decoding.beam=16 \
+    decoding.merge_words=4 output=runs/an4/an4-test-beam_ctc_lm

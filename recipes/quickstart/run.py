@@ -54,7 +54,7 @@ What next:
   source .venv/bin/activate
   asr transcribe YOUR.wav                  your own audio: WAV, FLAC, MP3, OGG ...
   asr info                                 what the model is, and how well it does on people
-  recipes/an4/run.sh                       train one yourself, some 75 minutes of one core (downloads AN4, 64 MB)
+  recipes/an4/run.sh                       train one yourself in less than two hours (downloads AN4, 64 MB)
   recipes/librispeech/run.sh               train on mini LibriSpeech (downloads 0.5 GB)""")
 
 
