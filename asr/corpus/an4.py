@@ -59,7 +59,7 @@ def prepare(
         0 leaves the training set whole and an4-dev out
     augmented: what `asr.corpus.augment` wrote of an4-train; its copies become an4-train-augmented and, those of the
         speakers of an4-dev, an4-dev-augmented, which nothing measured on an4-dev may be trained on
-    spliced: what `asr.corpus.splice` wrote of an4-train; likewise an4-train-spliced and an4-dev-spliced
+    spliced: what `asr.training.splice` wrote of an4-train; likewise an4-train-spliced and an4-dev-spliced
     """
     if dev_utterances < 0:
         raise ConfigError(f"corpus.dev_utterances is {dev_utterances}; it must be 0 or more")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from asr._exit import friendly_errors
 from asr.config import from_mapping
-from asr.corpus.splice import SpliceConfig, splice_subset
+from asr.training.splice import SpliceConfig, splice_subset
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="splice")

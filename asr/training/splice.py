@@ -22,12 +22,14 @@ import torch
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
 from asr import audio
-from asr.bundle import Bundle, load_bundle
+from asr.bundle import load_bundle
 from asr.config import to_mapping
 from asr.corpus.chapters import COPY, SAMPLE_RATE, Samples, claim_folder, write_chapter, write_chapters
 from asr.corpus.librispeech import Utterance, is_evaluation, progress_bar, scan
 from asr.decoding.alignment import SpottedWord, fits, spot_words
+from asr.decoding.beam_search import DecodingConfig
 from asr.errors import ConfigError
+from asr.transcriber import Transcriber, find_model
 
 __all__ = ["SpliceConfig", "borders", "cut", "leads", "splice", "splice_subset"]
 
@@ -50,7 +52,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class SpliceConfig:
-    copies: int = 1  # of every utterance
+    copies: int = 3  # of every utterance
     exchanged: float = 0.7  # share of the words of a kind that another takes the place of
     kinds: Sequence[str] = KINDS  # words, with spaces between them, that may take each other's place
     seed: int = 1
@@ -149,10 +151,10 @@ def splice(
 def splice_subset(
     root: str | Path, subset: str, output: str | Path, model_dir: str | Path, config: SpliceConfig | None = None
 ) -> Path:
-    """Write copies of every utterance as subset `<subset>-spliced`; returns its folder.
+    """Write copies of every utterance that CTC can place the words of as subset `<subset>-spliced`; returns its folder.
 
     root: the folder that holds LibriSpeech/, or the LibriSpeech folder itself
-    model_dir: the folder of one that knows the speech well, such as one trained on it
+    model_dir: the folder, or the name, of one that knows the speech well, such as one trained on it
 
     Raises:
         ConfigError: a setting cannot work, the folder was made with others, or the disk is too full.
@@ -162,62 +164,56 @@ def splice_subset(
     config = config or SpliceConfig()
     if is_evaluation(subset):
         raise ConfigError(f"{subset} is an evaluation set; splice training sets")
-    bundle = load_bundle(model_dir)
+    recogniser = Transcriber(load_bundle(find_model(model_dir)), DecodingConfig())
     utterances = scan(root, subset, check="header").utterances
     folder = Path(output) / "LibriSpeech" / f"{subset}-spliced"
     claim_folder(folder, {"root": str(root), "model_dir": str(model_dir), **to_mapping(config)})
+    heard = []
     with progress_bar(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
-        spotted = [
-            (utterance, _spot(utterance, bundle)) for utterance in progress.track(utterances, description="find words")
-        ]
-    lead = leads([(_load(utterance), words) for utterance, words in spotted])
-    speakers: dict[str, list[tuple[Utterance, list[Piece]]]] = defaultdict(list)
-    for utterance, words in spotted:
-        if words:
-            speakers[utterance.speaker].append((utterance, cut(_load(utterance), words, lead)))
-    seconds = config.copies * sum(utterance.duration for utterance in utterances)
-    write_chapters(
-        f"splice {subset}", folder, list(speakers.values()), 0, seconds, _Splicer(folder, config).write, processes=1
-    )
+        for utterance in progress.track(utterances, description="find words"):
+            samples = audio.load(utterance.path, SAMPLE_RATE)
+            if words := _spot(samples, utterance.text, recogniser):
+                heard.append((utterance, samples, words))
+    lead = leads([(samples, words) for _, samples, words in heard])
+    recorded: dict[str, list[Piece]] = defaultdict(list)  # by speaker
+    chapters: dict[tuple[str, str], list[tuple[Utterance, list[Piece]]]] = defaultdict(list)
+    for utterance, samples, words in heard:
+        pieces = cut(samples, words, lead)
+        recorded[utterance.speaker] += pieces
+        chapters[utterance.speaker, utterance.chapter or "0"].append((utterance, pieces))
+
+    def write(chapter: tuple[str, str]) -> None:
+        speaker, number = f"{COPY}{chapter[0]}", chapter[1]
+        transcript = folder / speaker / number / f"{speaker}-{number}.trans.txt"
+        write_chapter(transcript, _copies(chapters[chapter], recorded[chapter[0]], config))
+
+    seconds = config.copies * sum(utterance.duration for utterance, *_ in heard)
+    write_chapters(f"splice {subset}", folder, list(chapters), 0, seconds, write, processes=1)
     return folder
 
 
-def _load(utterance: Utterance) -> Samples:
-    return audio.load(utterance.path, SAMPLE_RATE)
-
-
 @torch.inference_mode()
-def _spot(utterance: Utterance, bundle: Bundle) -> list[SpottedWord]:
-    """The words of an utterance; none where CTC cannot place them."""
-    tokens = bundle.tokenizer.encode(utterance.text)
-    frames = bundle.encode(torch.from_numpy(_load(utterance)))
-    h, lengths = bundle.model.encoder(frames[None], torch.tensor([len(frames)]))
-    log_probs = bundle.model.ctc(h)[0, : int(lengths[0])].log_softmax(-1)
+def _spot(samples: Samples, text: str, recogniser: Transcriber) -> list[SpottedWord]:
+    """The words of an utterance (T,) at 16 kHz; none where CTC cannot place them."""
+    bundle = recogniser.bundle
+    tokens = bundle.tokenizer.encode(text)
+    h, _ = recogniser.encode([bundle.encode(torch.from_numpy(samples))])
+    log_probs = bundle.model.ctc(h)[0].log_softmax(-1)
     if not fits(tokens, len(log_probs)):
         return []
-    seconds_per_state = bundle.frontend.config.hop * bundle.model.encoder.config.reduction
-    return spot_words(log_probs, tokens, bundle.tokenizer, seconds_per_state)
+    return spot_words(log_probs, tokens, bundle.tokenizer, recogniser.seconds_per_state)
 
 
-@dataclass(frozen=True)
-class _Splicer:
-    """Writes the copies of a speaker's utterances as one chapter."""
-
-    folder: Path
-    config: SpliceConfig
-
-    def write(self, recorded: list[tuple[Utterance, list[Piece]]]) -> None:
-        speaker = f"{COPY}{recorded[0][0].speaker}"
-        write_chapter(self.folder / speaker / "0" / f"{speaker}-0.trans.txt", self._copies(recorded))
-
-    def _copies(self, recorded: list[tuple[Utterance, list[Piece]]]) -> Iterator[tuple[str, str, Samples]]:
-        others: dict[str, list[Piece]] = {}
-        for words in self.config.kinds:
-            kind = words.split()
-            members = [piece for _, pieces in recorded for piece in pieces if piece[0] in kind]
-            others.update(dict.fromkeys(kind, members))
-        for utterance, pieces in recorded:
-            rng = np.random.default_rng([self.config.seed, zlib.crc32(utterance.id.encode())])
-            for i in range(self.config.copies):
-                text, samples = splice(pieces, others, self.config.exchanged, rng)
-                yield f"{COPY}{utterance.speaker}-0-{utterance.id.split('-', 2)[-1]}-{i + 1}", text, samples
+def _copies(
+    chapter: Sequence[tuple[Utterance, list[Piece]]], recorded: Sequence[Piece], config: SpliceConfig
+) -> Iterator[tuple[str, str, Samples]]:
+    """Id, text and samples of the copies of a chapter's utterances, from what its speaker has `recorded`."""
+    others: dict[str, Sequence[Piece]] = {}
+    for words in config.kinds:
+        kind = words.split()
+        members = tuple(piece for piece in recorded if piece[0] in kind)
+        others |= dict.fromkeys(kind, members)
+    for utterance, pieces in chapter:
+        rng = np.random.default_rng([config.seed, zlib.crc32(utterance.id.encode())])
+        for i in range(config.copies):
+            yield f"{COPY}{utterance.id}-{i + 1}", *splice(pieces, others, config.exchanged, rng)

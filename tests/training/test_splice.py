@@ -10,9 +10,9 @@ import soundfile
 from toy_speech import speak
 
 from asr.corpus import librispeech
-from asr.corpus.splice import SpliceConfig, borders, cut, leads, splice, splice_subset
 from asr.decoding.alignment import SpottedWord
 from asr.errors import ConfigError
+from asr.training.splice import SpliceConfig, borders, cut, leads, splice, splice_subset
 
 ROOT = Path(__file__).parents[2]
 RATE = 16000
@@ -127,6 +127,21 @@ def test_words_come_from_the_same_speaker(corpus, toy_bundle, tmp_path):
     for path in folder.rglob("*.flac"):
         peaks[path.name[:5]].append(np.abs(soundfile.read(path)[0]).max())
     assert max(peaks["Amcel"]) < 0.05 < 0.1 < min(peaks["Afash"])
+
+
+def test_a_speakers_chapters_are_written_apart_and_lend_each_other_words(corpus, toy_bundle, tmp_path):
+    first = corpus / "LibriSpeech/train-toy/mcel"
+    (first / "7").mkdir()
+    soundfile.write(first / "7/mcel-7-0.flac", speak("K K K K"), RATE)  # a 0, like the utterance of chapter 0
+    (first / "7/mcel-7.trans.txt").write_text("mcel-7-0 K K K K\n")
+    folder = splice_subset(corpus, "train-toy", tmp_path / "out", toy_bundle, SpliceConfig(copies=5, exchanged=1.0))
+    texts = texts_of(folder)
+    assert len(texts) == 5 * 7
+    assert {"Amcel-0-0-1", "Amcel-7-0-1"} < texts.keys()
+    assert any(set(text.split()) != {"K"} for name, text in texts.items() if "mcel-7" in name)
+    assert any("K" in text.split() for name, text in texts.items() if "mcel-0" in name)
+    assert not any("K" in text.split() for name, text in texts.items() if "fash" in name)
+    assert {path.parent.name for path in folder.rglob("Amcel-7-*.flac")} == {"7"}
 
 
 def test_evaluation_sets_are_refused(corpus, toy_bundle, tmp_path):
