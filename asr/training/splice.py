@@ -1,11 +1,13 @@
-"""New utterances made of a speaker's recorded words: letters change places with letters, digits with digits.
+"""New utterances made of a speaker's recorded words.
 
     splice_subset("data", "an4-train", "data/spliced", "runs/an4/model")
+    splice_subset("data", "train-clean-5", "data/spliced", "mini", SpliceConfig(run=4))
 
 A small corpus says the same sequences over and over, and a recogniser learns those rather than their sounds. Here a
 trained model finds the words (`asr.decoding.alignment`), each is cut out at its quietest borders, and copies of the
 utterances are put together with other words of the same speaker (aligned data augmentation, Lam et al. 2021, which
-exchanges any words of any speakers). A copy depends on the settings, the model and the utterance's id alone.
+exchanges any words of any speakers): either letters change places with letters and digits with digits, or runs of a few
+words from anywhere are joined. A copy depends on the settings, the model and the utterance's id alone.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ from asr.bundle import load_bundle
 from asr.config import to_mapping
 from asr.corpus.chapters import COPY, SAMPLE_RATE, Samples, claim_folder, write_chapter, write_chapters
 from asr.corpus.librispeech import Utterance, is_evaluation, progress_bar, scan
-from asr.decoding.alignment import SpottedWord, fits, spot_words
+from asr.decoding.alignment import SpottedWord, WordTiming, fits, spot_words
 from asr.decoding.beam_search import DecodingConfig
 from asr.errors import ConfigError
-from asr.transcriber import Transcriber, find_model
+from asr.transcriber import Transcriber, find_model, word_settings
 
-__all__ = ["SpliceConfig", "borders", "cut", "leads", "splice", "splice_subset"]
+__all__ = ["SpliceConfig", "borders", "cut", "join", "leads", "meetings", "splice", "splice_subset"]
 
 QUIET = 0.02  # s; over so much the level is measured when the quietest place is looked for
 STEP = 0.005  # s; levels are measured so far apart
@@ -40,6 +42,10 @@ PAUSE_LEVEL = 0.25  # of the way from an utterance's quiet to its loud places
 ENOUGH = 5  # pauses before a word that say how it begins
 NEAR = 0.07  # s; a word begins within so much of where it is expected to
 FADE = 0.005  # s; out of one word, and into the next
+BLUR = 0.03  # s; how far words that follow each other closely meet from where the spikes say
+BLUR_COST = (
+    5.0  # dB louder at that distance; with both, `meetings` is 25 ms from the MFA's borders in dev-2spk, `borders` 34
+)
 
 Piece = tuple[str, Samples]  # a word and how it sounds
 
@@ -55,6 +61,7 @@ class SpliceConfig:
     copies: int = 3  # of every utterance
     exchanged: float = 0.7  # share of the words of a kind that another takes the place of
     kinds: Sequence[str] = KINDS  # words, with spaces between them, that may take each other's place
+    run: float = 0  # mean number of words in a row that copies are joined from instead; 0: words are exchanged
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -62,6 +69,8 @@ class SpliceConfig:
             raise ValueError(f"copies must be at least 1; got {self.copies}")
         if not 0 <= self.exchanged <= 1:
             raise ValueError(f"exchanged must be from 0 to 1; got {self.exchanged:g}")
+        if self.run and self.run < 1:
+            raise ValueError(f"run must be 0 or at least 1; got {self.run:g}")
 
 
 def _levels(samples: Samples) -> np.ndarray:
@@ -116,10 +125,32 @@ def borders(samples: Samples, spotted: Sequence[SpottedWord], lead: Mapping[str,
     return np.maximum.accumulate(found).tolist() if found else []
 
 
-def cut(samples: Samples, spotted: Sequence[SpottedWord], lead: Mapping[str, float]) -> list[Piece]:
-    """The words of an utterance (T,), which together are the whole of it."""
-    ends = [0, *borders(samples, spotted, lead), len(samples)]
-    return [(word.word, samples[a:b]) for word, (a, b) in zip(spotted, pairwise(ends), strict=True)]
+def meetings(samples: Samples, spotted: Sequence[SpottedWord], timing: WordTiming) -> list[int]:
+    """Where the words of an utterance (T,) of running speech end, in samples, all but the last.
+
+    There a word seldom follows a pause and `leads` knows little; the spikes alone say more. Of the places around where
+    `timing` has neighbours meet, that is the quietest, and in a pause anywhere in it.
+    """
+    levels = _levels(samples)
+    found = []
+    for word, after in pairwise(spotted):
+        gap = after.first[0] - word.last[1]
+        expected = word.last[1] + timing.share * gap + timing.shift
+        reach = max(BLUR, gap / 2 if gap > timing.pause else 0.0)
+        a = min(max(0, round((expected - reach) / STEP)), len(levels) - 1)
+        b = min(max(a, round((expected + reach) / STEP)) + 1, len(levels))
+        distance = (np.arange(a, b) * STEP - expected) / BLUR
+        cost = levels[a:b] + (BLUR_COST * distance**2 if reach == BLUR else 0.0)
+        found.append((a + int(cost.argmin())) * round(STEP * SAMPLE_RATE))
+    return np.maximum.accumulate(found).tolist() if found else []
+
+
+def cut(samples: Samples, spotted: Sequence[SpottedWord], ends: Sequence[int]) -> list[Piece]:
+    """The words of an utterance (T,), which together are the whole of it.
+
+    ends: of all words but the last, in samples
+    """
+    return [(word.word, samples[a:b]) for word, (a, b) in zip(spotted, pairwise([0, *ends, len(samples)]), strict=True)]
 
 
 def splice(
@@ -136,16 +167,53 @@ def splice(
         choice = others.get(piece[0], ())
         fresh.append(bool(choice) and rng.random() < exchanged)
         chosen.append(choice[int(rng.integers(len(choice)))] if fresh[-1] else piece)
-    parts = []
-    for i, (_, samples) in enumerate(chosen):
-        ramp = np.linspace(0, 1, min(round(FADE * SAMPLE_RATE), len(samples)), dtype=np.float32)
-        faded = samples.copy()
-        if any(fresh[max(0, i - 1) : i + 1]):
-            faded[: len(ramp)] *= ramp
-        if any(fresh[i : i + 2]):
-            faded[len(faded) - len(ramp) :] *= ramp[::-1]
-        parts.append(faded)
+    parts = [
+        _faded(samples, any(fresh[max(0, i - 1) : i + 1]), any(fresh[i : i + 2]))
+        for i, (_, samples) in enumerate(chosen)
+    ]
     return " ".join(word for word, _ in chosen), np.concatenate(parts)
+
+
+def _faded(samples: Samples, start: bool, end: bool) -> Samples:
+    """A copy that fades in at its start and out at its end."""
+    ramp = np.linspace(0, 1, min(round(FADE * SAMPLE_RATE), len(samples)), dtype=np.float32)
+    faded = samples.copy()
+    if start:
+        faded[: len(ramp)] *= ramp
+    if end:
+        faded[len(faded) - len(ramp) :] *= ramp[::-1]
+    return faded
+
+
+def join(
+    utterances: Sequence[Sequence[Piece]], words: int, run: float, rng: np.random.Generator
+) -> tuple[str, Samples]:
+    """Text and samples of an utterance of at least so many words, joined from runs of the words of `utterances`.
+
+    A run begins at any word and has 1 + Poisson(run - 1) words, as far as its utterance goes; then each of its ends
+    moves by a word where that border is quieter.
+    """
+    lengths = np.array([len(pieces) for pieces in utterances])
+    text: list[str] = []
+    parts = []
+    while len(text) < words:
+        pieces = utterances[int(rng.choice(len(utterances), p=lengths / lengths.sum()))]
+        start = int(rng.integers(len(pieces)))
+        end = min(start + 1 + int(rng.poisson(run - 1)), len(pieces))
+        start = min(range(max(0, start - 1), min(start + 1, end - 1) + 1), key=lambda i: _loudness(pieces, i))
+        end = min(range(max(start + 1, end - 1), min(end + 1, len(pieces)) + 1), key=lambda i: _loudness(pieces, i))
+        text += [word for word, _ in pieces[start:end]]
+        parts.append(_faded(np.concatenate([samples for _, samples in pieces[start:end]]), start=True, end=True))
+    return " ".join(text), np.concatenate(parts)
+
+
+def _loudness(pieces: Sequence[Piece], i: int) -> float:
+    """Mean square over `QUIET` around the border before piece i; the ends of an utterance are quiet."""
+    if not 0 < i < len(pieces):
+        return 0.0
+    half = round(QUIET / 2 * SAMPLE_RATE)
+    around = np.concatenate([pieces[i - 1][1][-half:], pieces[i][1][:half]])
+    return float(np.square(around, dtype=np.float64).mean()) if len(around) else 0.0
 
 
 def splice_subset(
@@ -174,12 +242,14 @@ def splice_subset(
             samples = audio.load(utterance.path, SAMPLE_RATE)
             if words := _spot(samples, utterance.text, recogniser):
                 heard.append((utterance, samples, words))
-    lead = leads([(samples, words) for _, samples, words in heard])
-    recorded: dict[str, list[Piece]] = defaultdict(list)  # by speaker
+    lead = {} if config.run else leads([(samples, words) for _, samples, words in heard])
+    recorded: dict[str, list[list[Piece]]] = defaultdict(list)  # by speaker
     chapters: dict[tuple[str, str], list[tuple[Utterance, list[Piece]]]] = defaultdict(list)
     for utterance, samples, words in heard:
-        pieces = cut(samples, words, lead)
-        recorded[utterance.speaker] += pieces
+        timing = word_settings(recogniser.bundle)[0] if config.run else None
+        ends = borders(samples, words, lead) if timing is None else meetings(samples, words, timing)
+        pieces = cut(samples, words, ends)
+        recorded[utterance.speaker].append(pieces)
         chapters[utterance.speaker, utterance.chapter or "0"].append((utterance, pieces))
 
     def write(chapter: tuple[str, str]) -> None:
@@ -205,15 +275,19 @@ def _spot(samples: Samples, text: str, recogniser: Transcriber) -> list[SpottedW
 
 
 def _copies(
-    chapter: Sequence[tuple[Utterance, list[Piece]]], recorded: Sequence[Piece], config: SpliceConfig
+    chapter: Sequence[tuple[Utterance, list[Piece]]], recorded: Sequence[Sequence[Piece]], config: SpliceConfig
 ) -> Iterator[tuple[str, str, Samples]]:
     """Id, text and samples of the copies of a chapter's utterances, from what its speaker has `recorded`."""
     others: dict[str, Sequence[Piece]] = {}
     for words in config.kinds:
         kind = words.split()
-        members = tuple(piece for piece in recorded if piece[0] in kind)
+        members = tuple(piece for pieces in recorded for piece in pieces if piece[0] in kind)
         others |= dict.fromkeys(kind, members)
     for utterance, pieces in chapter:
         rng = np.random.default_rng([config.seed, zlib.crc32(utterance.id.encode())])
         for i in range(config.copies):
-            yield f"{COPY}{utterance.id}-{i + 1}", *splice(pieces, others, config.exchanged, rng)
+            if config.run:
+                copy = join(recorded, len(pieces), config.run, rng)
+            else:
+                copy = splice(pieces, others, config.exchanged, rng)
+            yield f"{COPY}{utterance.id}-{i + 1}", *copy

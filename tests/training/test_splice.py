@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import soundfile
 from toy_speech import speak
 
 from asr.corpus import librispeech
-from asr.decoding.alignment import SpottedWord
+from asr.decoding.alignment import SpottedWord, WordTiming
 from asr.errors import ConfigError
-from asr.training.splice import SpliceConfig, borders, cut, leads, splice, splice_subset
+from asr.training.splice import SpliceConfig, borders, cut, join, leads, meetings, splice, splice_subset
 
 ROOT = Path(__file__).parents[2]
 RATE = 16000
@@ -61,12 +62,60 @@ def test_borders_stand_in_order_within_the_utterance_whatever_was_spotted():
 
 def test_the_pieces_of_an_utterance_are_the_whole_of_it():
     samples, words = aitch(0.2)
-    pieces = cut(samples, words, {"H": 0.27})
+    pieces = cut(samples, words, borders(samples, words, {"H": 0.27}))
     assert [word for word, _ in pieces] == ["T", "H"]
     assert np.array_equal(np.concatenate([piece for _, piece in pieces]), samples)
     text, same = splice(pieces, {"H": pieces}, 0.0, np.random.default_rng(0))
     assert text == "T H"
     assert np.array_equal(same, samples)
+
+
+def test_in_running_speech_words_meet_where_the_spikes_say_at_the_quietest_place_nearby():
+    samples = np.concatenate(
+        [noise(0.3, 0.1), noise(0.02, 1e-4), noise(0.2, 0.1, 1), noise(0.06, 1e-5), noise(0.2, 0.1)]
+    )
+    words = [spotted("A", 0.05, 0.18), spotted("B", 0.34)]
+    (end,) = meetings(samples, words, WordTiming(pause=0.18, share=0.75, shift=-0.02))  # expects 0.305 s
+    assert 0.30 <= end / RATE <= 0.32  # and not the closure at 0.52 s, which is quieter
+    (end,) = meetings(samples, words, WordTiming(pause=0.18, share=0.0, shift=0.0))  # expects 0.22 s
+    assert 0.18 <= end / RATE <= 0.26
+    silence = np.concatenate([noise(0.2, 0.1), noise(0.1, 0.01), noise(0.3, 1e-5), noise(0.2, 0.1)])
+    (end,) = meetings(silence, [spotted("A", 0.1), spotted("B", 0.62)], WordTiming())
+    assert 0.3 <= end / RATE <= 0.6  # a pause: anywhere in it
+    crowded = [spotted(word, 0.96) for word in "ABCD"]
+    found = meetings(silence, crowded, WordTiming())
+    assert found == sorted(found)
+    assert 0 <= found[0] <= found[-1] <= len(silence)
+    assert meetings(silence, crowded[:1], WordTiming()) == []
+
+
+def test_runs_of_words_are_joined_in_their_order_with_the_speech_they_name():
+    utterances = [
+        [(f"{name}{i}", np.full(800, 10 * k + i, np.float32)) for i in range(8)] for k, name in enumerate("AB")
+    ]
+    text, samples = join(utterances, 200, 4, np.random.default_rng(0))
+    words = text.split()
+    assert len(words) >= 200
+    assert len(samples) == 800 * len(words)
+    assert samples.reshape(-1, 800)[:, 400].tolist() == [10 * "AB".index(w[0]) + int(w[1]) for w in words]
+    breaks = [a for a, (x, y) in enumerate(pairwise(words), 1) if (x[0], int(x[1]) + 1) != (y[0], int(y[1]))]
+    assert 2.5 < len(words) / (len(breaks) + 1) < 4.5  # utterances end, too
+    assert all(samples[800 * i] == samples[800 * i - 1] == 0 for i in breaks)  # seams fade
+    assert {w[0] for w in words} == {"A", "B"}
+
+
+def test_runs_end_at_quiet_borders_where_one_is_near():
+    def word(i: int) -> np.ndarray:  # every third border is quiet
+        samples = noise(0.2, 0.1, i)
+        samples[: RATE // 20] *= 1e-3 if i % 3 == 0 else 1
+        samples[-RATE // 20 :] *= 1e-3 if i % 3 == 2 else 1
+        return samples
+
+    pieces = [(str(i), word(i)) for i in range(30)]
+    words = [int(w) for w in join([pieces], 300, 4, np.random.default_rng(0))[0].split()]
+    starts = [y for x, y in pairwise(words) if y != x + 1]
+    assert len(starts) > 40
+    assert np.mean([i % 3 == 0 for i in starts]) > 0.9
 
 
 def test_another_word_of_the_kind_takes_the_place_and_is_written():
@@ -117,6 +166,18 @@ def test_a_subset_of_copies(corpus, toy_bundle, tmp_path):
     assert texts_of(other) != texts
 
 
+def test_a_subset_joined_from_runs(corpus, toy_bundle, tmp_path):
+    folder = splice_subset(corpus, "train-toy", tmp_path / "out", toy_bundle, SpliceConfig(copies=4, run=1.5))
+    texts = texts_of(folder)
+    assert len(texts) == 2 * 3 * 4
+    for name, text in texts.items():
+        assert len(text.split()) >= {"0": 3, "1": 1, "2": 3}[name.split("-")[2]], name
+        assert set(text.split()) <= {"A", "B", "C", "D", "ONE", "TWO", "YES"}
+    assert any(text.split()[:3] not in (["A", "B", "ONE"], ["C", "TWO", "D"]) for text in texts.values())
+    (scan,) = librispeech.prepare(tmp_path / "out", ["train-toy-spliced"], tmp_path / "manifests")
+    assert not scan.dropped
+
+
 def test_words_come_from_the_same_speaker(corpus, toy_bundle, tmp_path):
     quiet = corpus / "LibriSpeech/train-toy/mcel/0"
     for path in quiet.glob("*.flac"):
@@ -147,7 +208,7 @@ def test_a_speakers_chapters_are_written_apart_and_lend_each_other_words(corpus,
 def test_evaluation_sets_are_refused(corpus, toy_bundle, tmp_path):
     with pytest.raises(ConfigError, match="dev-toy is an evaluation set"):
         splice_subset(corpus, "dev-toy", tmp_path / "out", toy_bundle)
-    for wrong in ({"copies": 0}, {"exchanged": 1.5}):
+    for wrong in ({"copies": 0}, {"exchanged": 1.5}, {"run": 0.5}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             SpliceConfig(**wrong)
 
