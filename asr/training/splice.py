@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -221,6 +222,8 @@ def splice_subset(
 ) -> Path:
     """Write copies of every utterance that CTC can place the words of as subset `<subset>-spliced`; returns its folder.
 
+    Chapters that are newer than the model are not written again.
+
     root: the folder that holds LibriSpeech/, or the LibriSpeech folder itself
     model_dir: the folder, or the name, of one that knows the speech well, such as one trained on it
 
@@ -232,34 +235,62 @@ def splice_subset(
     config = config or SpliceConfig()
     if is_evaluation(subset):
         raise ConfigError(f"{subset} is an evaluation set; splice training sets")
-    recogniser = Transcriber(load_bundle(find_model(model_dir)), DecodingConfig())
+    model = find_model(model_dir)
+    recogniser = Transcriber(load_bundle(model), DecodingConfig())
     utterances = scan(root, subset, check="header").utterances
     folder = Path(output) / "LibriSpeech" / f"{subset}-spliced"
     claim_folder(folder, {"root": str(root), "model_dir": str(model_dir), **to_mapping(config)})
-    heard = []
-    with progress_bar(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
-        for utterance in progress.track(utterances, description="find words"):
-            samples = audio.load(utterance.path, SAMPLE_RATE)
-            if words := _spot(samples, utterance.text, recogniser):
-                heard.append((utterance, samples, words))
-    lead = {} if config.run else leads([(samples, words) for _, samples, words in heard])
-    recorded: dict[str, list[list[Piece]]] = defaultdict(list)  # by speaker
-    chapters: dict[tuple[str, str], list[tuple[Utterance, list[Piece]]]] = defaultdict(list)
-    for utterance, samples, words in heard:
-        timing = word_settings(recogniser.bundle)[0] if config.run else None
-        ends = borders(samples, words, lead) if timing is None else meetings(samples, words, timing)
-        pieces = cut(samples, words, ends)
-        recorded[utterance.speaker].append(pieces)
-        chapters[utterance.speaker, utterance.chapter or "0"].append((utterance, pieces))
+    speakers: dict[str, list[Utterance]] = defaultdict(list)
+    for utterance in utterances:
+        speakers[utterance.speaker].append(utterance)
+
+    def transcript(chapter: tuple[str, str]) -> Path:
+        name = f"{COPY}{chapter[0]}"
+        return folder / name / chapter[1] / f"{name}-{chapter[1]}.trans.txt"
+
+    trained = (model / "model.safetensors").stat().st_mtime
+    chapters = {(u.speaker, u.chapter or "0"): None for spoken in speakers.values() for u in spoken}
+    left = [c for c in chapters if not transcript(c).is_file() or transcript(c).stat().st_mtime < trained]
+    if not left:
+        return folder
+
+    said: Callable[[str], list[tuple[Utterance, list[Piece]]]]  # what a speaker said, word by word
+    if config.run:
+        timing = word_settings(recogniser.bundle)[0]
+
+        @lru_cache(maxsize=1)  # one speaker at a time: a large corpus need not fit in memory
+        def said(speaker: str) -> list[tuple[Utterance, list[Piece]]]:
+            found = _hear(speakers[speaker], recogniser)
+            return [(u, cut(samples, words, meetings(samples, words, timing))) for u, samples, words in found]
+    else:  # how late the words fire is learned from all speakers
+        with progress_bar(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+            heard = list(_hear(progress.track(utterances, description="find words"), recogniser))
+        lead = leads([(samples, words) for _, samples, words in heard])
+        everything: dict[str, list[tuple[Utterance, list[Piece]]]] = defaultdict(list)
+        for utterance, samples, words in heard:
+            pieces = cut(samples, words, borders(samples, words, lead))
+            everything[utterance.speaker].append((utterance, pieces))
+        said = everything.__getitem__
 
     def write(chapter: tuple[str, str]) -> None:
-        speaker, number = f"{COPY}{chapter[0]}", chapter[1]
-        transcript = folder / speaker / number / f"{speaker}-{number}.trans.txt"
-        write_chapter(transcript, _copies(chapters[chapter], recorded[chapter[0]], config))
+        pieces = said(chapter[0])
+        of_chapter = [(utterance, words) for utterance, words in pieces if (utterance.chapter or "0") == chapter[1]]
+        if of_chapter:
+            write_chapter(transcript(chapter), _copies(of_chapter, [words for _, words in pieces], config))
 
-    seconds = config.copies * sum(utterance.duration for utterance, *_ in heard)
-    write_chapters(f"splice {subset}", folder, list(chapters), 0, seconds, write, processes=1)
+    seconds = config.copies * sum(u.duration for u in utterances if (u.speaker, u.chapter or "0") in left)
+    write_chapters(f"splice {subset}", folder, left, len(chapters) - len(left), seconds, write, processes=1)
     return folder
+
+
+def _hear(
+    utterances: Iterable[Utterance], recogniser: Transcriber
+) -> Iterator[tuple[Utterance, Samples, list[SpottedWord]]]:
+    """Those that CTC can place the words of, with their samples at 16 kHz."""
+    for utterance in utterances:
+        samples = audio.load(utterance.path, SAMPLE_RATE)
+        if words := _spot(samples, utterance.text, recogniser):
+            yield utterance, samples, words
 
 
 @torch.inference_mode()

@@ -6,9 +6,9 @@
 #     recipes/librispeech/run.sh text=[sentences.txt.xz] hours=40            # and sentences read by synthetic voices
 #     recipes/librispeech/run.sh experiment=small trainer.max_epochs=20      # one stage with settings of your own
 #
-# With text= come a third stage of training, on copies of all speech in rooms too, and with noises=FOLDER in noise, and a
-# short fourth, nearly all on recorded speech. What else is given goes to train.py. The folder of the run is
-# runs/librispeech, or output=.
+# With text= come a third stage of training, on utterances joined from runs of the speakers' words, on copies of all speech
+# in rooms too, and with noises=FOLDER in noise, and a short fourth, nearly all on recorded speech. What else is given goes to
+# train.py. The folder of the run is runs/librispeech, or output=.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -60,17 +60,22 @@ else # CTC first, then the speller with guidance; then on at a lower learning ra
             output="$output/spoken"
         for subset in ${trained//,/ }; do
             python recipes/synthetic/augment.py root="$root" subset="$subset" output="$output/spoken" "${noises[@]}"
+            python recipes/synthetic/splice.py root="$root" subset="$subset" model_dir="$second/model" run=4 copies=4 \
+                output="$output/spliced"
         done
         subsets=$(cd "$output/spoken/LibriSpeech" && echo ./*-augmented)
         subsets=${subsets//.\//} subsets=${subsets// /,}
+        spliced=${trained//,/-spliced,}-spliced
         python recipes/librispeech/prepare.py corpus.root="$output/spoken" "corpus.subsets=[$subsets]" \
             output="$output/manifests"
-        all=("${common[@]}" "corpus.train=[$trained,$subsets]" "corpus.unperturbed=[$subsets]")
+        python recipes/librispeech/prepare.py corpus.root="$output/spliced" "corpus.subsets=[$spliced]" \
+            output="$output/manifests"
+        all=("${common[@]}" "corpus.train=[$trained,$spliced,$subsets]" "corpus.unperturbed=[$subsets]")
         python recipes/librispeech/train.py experiment=compact_spoken init_from="$second/model" output="$output/third" \
-            "${all[@]}" "corpus.shares={${subsets//,/: 0.2, }: 0.2}"
+            "${all[@]}" "corpus.shares={${spliced//,/: 0.25, }: 0.25, ${subsets//,/: 0.2, }: 0.2}"
         # and in the end with hardly anything but recorded speech
         python recipes/librispeech/train.py experiment=compact_recorded init_from="$output/third/model" \
-            output="$output" "${all[@]}" "corpus.shares={${subsets//,/: 0.05, }: 0.05}"
+            output="$output" "${all[@]}" "corpus.shares={${spliced//,/: 0.1, }: 0.1, ${subsets//,/: 0.05, }: 0.05}"
     fi
 fi
 decode=(model_dir="$output/model" corpus.manifests="$output/manifests" "corpus.decode=[$dev]")

@@ -1,7 +1,10 @@
 """Words are cut out where they begin and end, and the copies say what their transcripts say."""
 
+import os
+import shutil
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -176,6 +179,22 @@ def test_a_subset_joined_from_runs(corpus, toy_bundle, tmp_path):
     assert any(text.split()[:3] not in (["A", "B", "ONE"], ["C", "TWO", "D"]) for text in texts.values())
     (scan,) = librispeech.prepare(tmp_path / "out", ["train-toy-spliced"], tmp_path / "manifests")
     assert not scan.dropped
+
+
+@pytest.mark.parametrize("run", [0, 2])
+def test_chapters_newer_than_the_model_stay(corpus, toy_bundle, tmp_path, run):
+    model = shutil.copytree(toy_bundle, tmp_path / "trained")
+    folder = splice_subset(corpus, "train-toy", tmp_path / "out", model, SpliceConfig(run=run))
+    first, second = sorted(folder.rglob("*.trans.txt"))
+    lines = second.read_text()
+    first.write_text("kept\n")
+    second.unlink()
+    splice_subset(corpus, "train-toy", tmp_path / "out", model, SpliceConfig(run=run))
+    assert first.read_text() == "kept\n"
+    assert second.read_text() == lines
+    os.utime(model / "model.safetensors", (time.time() + 60,) * 2)  # trained again
+    splice_subset(corpus, "train-toy", tmp_path / "out", model, SpliceConfig(run=run))
+    assert first.read_text() != "kept\n"
 
 
 def test_words_come_from_the_same_speaker(corpus, toy_bundle, tmp_path):
