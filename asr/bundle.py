@@ -24,6 +24,8 @@ from asr.model.language_model import SETTINGS, WEIGHTS, CharLanguageModel, load_
 from asr.model.las import ListenAttendSpell, ModelConfig
 from asr.model.word_lm import KIND as WORD_NGRAM
 from asr.model.word_lm import WordLanguageModel, load_word_lm
+from asr.model.word_lstm import KIND as WORD_LSTM
+from asr.model.word_lstm import load_mixed
 from asr.tokenizer import CharTokenizer
 
 __all__ = ["Bundle", "load_any_language_model", "load_bundle", "read_weights", "save_bundle"]
@@ -175,6 +177,9 @@ def load_any_language_model(
     Raises:
         ModelError: a file is missing or damaged, does not fit the rest, or is about other characters.
     """
-    if read_settings(Path(folder)).get("kind") == WORD_NGRAM:
+    kind = read_settings(Path(folder)).get("kind")
+    if kind == WORD_NGRAM:
         return load_word_lm(folder, tokenizer).to(device)
+    if kind == WORD_LSTM:
+        return load_mixed(folder, tokenizer).to(device)
     return load_language_model(folder, tokenizer, device)

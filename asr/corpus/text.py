@@ -292,3 +292,12 @@ class PreparedText:
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """The ids of a sentence, without BOS and EOS."""
         return self.ids[self.starts[index] : self.starts[index] + self.lengths[index]]
+
+    def lines(self) -> list[str]:
+        """All sentences, as characters again."""
+        tokenizer = CharTokenizer(self.about["tokenizer"]["characters"])
+        table = bytearray(256)
+        table[tokenizer.eos_id] = ord("\n")
+        for i, character in zip(tokenizer.encode(tokenizer.characters), tokenizer.characters, strict=True):
+            table[i] = ord(character)
+        return self.ids.tobytes().translate(bytes(table), bytes([tokenizer.bos_id])).decode("ascii").splitlines()

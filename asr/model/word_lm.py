@@ -25,8 +25,9 @@ package reads models but brings no estimator.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from asr.errors import ModelError
 from asr.model.language_model import WEIGHTS, check_settings, read_settings, write_folder
 from asr.tokenizer import CHARACTERS, CharTokenizer
 
-__all__ = ["KIND", "WordLanguageModel", "WordState", "estimate", "load_word_lm", "save_word_lm"]
+__all__ = ["KIND", "WordLanguageModel", "WordState", "estimate", "load_word_lm", "measure", "save_word_lm"]
 
 KIND = "word n-gram"  # in the settings, to tell it from a character model
 
@@ -320,9 +321,8 @@ class WordLanguageModel(nn.Module):
         widths = torch.cat([self.is_word[node, None], self.size[children]], 1)
         inside = self.first[node, None] + widths.cumsum(1)
         bounds = torch.cat([self.first[node, None], inside], 1)
-        sums = self._below(
-            torch.cat([bounds, bounds.new_tensor([[self.unknown, self.unknown + 1]]).expand(len(node), 2)], 1),
-            state.history,
+        sums = self._masses(
+            torch.cat([bounds, bounds.new_tensor([[self.unknown, self.unknown + 1]]).expand(len(node), 2)], 1), state
         )
         unknown = sums[:, -1] - sums[:, -2]
         spelled = (state.spelled[:, None] + self.spelling[state.letters]).exp() * unknown[:, None]  # (R, letters + 1)
@@ -354,9 +354,12 @@ class WordLanguageModel(nn.Module):
         spelled = spelled.clamp(min=-500)  # exp of it is still a number; no known word is that unlikely
         spelled = torch.where(is_letter, spelled, torch.where(is_space, torch.zeros_like(spelled), state.spelled))
         history = torch.where(is_space, state.next_history, state.history)
+        return WordState(node, history, self._append(history, self._word(node)), letters, spelled)
+
+    def _word(self, node: Tensor) -> Tensor:
+        """Numbers (R,) of the words that end at these nodes."""
         word = torch.where(self.is_word[node] > 0, self.first[node], self.unknown)
-        word = torch.where(node == 1, self.begin, word)
-        return WordState(node, history, self._append(history, word), letters, spelled)
+        return torch.where(node == 1, self.begin, word)
 
     def _append(self, history: Tensor, word: Tensor) -> Tensor:
         """Histories (order - 1, R) and the words (R,) after them -> histories."""
@@ -367,6 +370,10 @@ class WordLanguageModel(nn.Module):
             place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
             longer.append(torch.where((keys[place] == wanted) & (history[n - 2] >= 0), place, -1))
         return torch.stack(longer)
+
+    def _masses(self, bounds: Tensor, state: WordState) -> Tensor:
+        """P(words before each bound | words before the word so far), less those before the first bound: (R, S)."""
+        return self._below(bounds, state.history)
 
     def _below(self, bounds: Tensor, history: Tensor) -> Tensor:
         """P(words before each bound) - P(words before the first), (R, S), for bounds (R, S)."""
@@ -417,6 +424,29 @@ def _tree(words: list[str], letters: str) -> tuple[np.ndarray, np.ndarray, np.nd
         child[parents, digit] = children
     sizes = np.concatenate(size)
     return np.concatenate(first), sizes, sizes - sizes[child].sum(1), child
+
+
+@torch.inference_mode()
+def measure(
+    model: WordLanguageModel, lines: Sequence[str], tokenizer: CharTokenizer, most: int | None = None
+) -> tuple[float, float]:
+    """Bits per character, EOS counting as one, and perplexity per word, the end counting as one.
+
+    most: only so many of the sentences, evenly picked
+    """
+    lines = sorted(lines[:: max(1, len(lines) // most)][:most] if most else lines, key=len)
+    total = 0.0
+    for first in range(0, len(lines), 100):
+        ids = [[tokenizer.bos_id, *tokenizer.encode(line), tokenizer.eos_id] for line in lines[first : first + 100]]
+        padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
+        for row, one in zip(padded, ids, strict=True):
+            row[: len(one)] = torch.tensor(one)
+        state = model.start(len(ids))
+        for now, after in zip(padded.T[:-1], padded.T[1:], strict=True):
+            scores, state = model.step(now, state)
+            total += scores.gather(1, after[:, None])[:, 0].masked_fill(after == tokenizer.pad_id, 0).sum().item()
+    characters, words = sum(len(line) + 1 for line in lines), sum(len(line.split()) + 1 for line in lines)
+    return -total / characters / math.log(2), math.exp(-total / words)
 
 
 # ---------------------------------------------------------------------------------------------------------- on disk

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -124,7 +124,7 @@ class WindowLoader:
         self.tokenizer = tokenizer
         self.rank, self.world_size = rank, world_size
         seed = (settings.seed, epoch)
-        self.passages = Passages.draw(text.lengths, settings.join, seed)
+        self.passages = self._draw(settings.join, seed)
         multiple = world_size * (MULTIPLE if len(self.passages.steps) >= 64 * MULTIPLE * world_size else 1)
         self.plan = plan_batches(
             self.passages.steps, settings.batch_characters * world_size, settings.window, multiple, seed
@@ -142,12 +142,17 @@ class WindowLoader:
         skip = self.position - int(self.begins[index])
         for batch in self.plan[index:]:
             mine = batch._replace(passages=batch.passages[self.rank :: self.world_size])
-            ids = read_batch(self.text, self.passages, mine, self.tokenizer)
-            for window in islice(windows_of(ids, mine), skip, None):
+            for window in islice(windows_of(self._read(mine), mine), skip, None):
                 self.position += 1
                 yield window
             skip = 0
         self.position = 0
+
+    def _draw(self, join: float, seed: tuple[int, int]) -> Passages:
+        return Passages.draw(self.text.lengths, join, seed)
+
+    def _read(self, batch: PassageBatch) -> Tensor:
+        return read_batch(self.text, self.passages, batch, self.tokenizer)
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position, "windows": len(self), "world_size": self.world_size}
@@ -216,6 +221,9 @@ def _nats(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
 class LanguageModelModule(lightning.LightningModule):
     """What Lightning trains: the model and the state that it carries from window to window."""
 
+    unit = "character"  # what the model reads one at a time
+    model: Any
+
     def __init__(
         self,
         model: LanguageModelConfig,
@@ -226,13 +234,21 @@ class LanguageModelModule(lightning.LightningModule):
         super().__init__()
         self.settings = training
         self.tokenizer = tokenizer
-        self.model = CharLanguageModel(model)
+        self.model = self.make_model(model)
         self.max_minutes = max_minutes
         self.save_hyperparameters({"model": to_mapping(model), "training": to_mapping(training)})
         self.carried: LanguageModelState | None = None
         self.seconds = 0.0  # of training so far, those of an earlier part of the run included
-        self.characters = 0  # read so far, EOS included, by all processes (taking them for equally fast)
+        self.read = 0  # characters so far, EOS included, of all processes (taking them for equally fast)
         self._last = time.monotonic()
+
+    def make_model(self, config: Any) -> nn.Module:
+        return CharLanguageModel(config)
+
+    def nats(self, batch: Window, state: LanguageModelState | None) -> tuple[Tensor, LanguageModelState]:
+        """The mean of -log p over the targets, and the state after them."""
+        logits, state = self.model(batch.inputs, state)
+        return _nats(logits, batch.targets, "mean"), state
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], tokenizer: CharTokenizer | None = None) -> LanguageModelModule:
@@ -291,12 +307,11 @@ class LanguageModelModule(lightning.LightningModule):
 
     def training_step(self, batch: Window, batch_idx: int) -> Tensor:
         state = None if batch.first else self.carried
-        logits, state = self.model(batch.inputs, state)
+        loss, state = self.nats(batch, state)
         self.carried = state.detach()
-        loss = _nats(logits, batch.targets, "mean")
-        self.characters += batch.characters * self.trainer.world_size
+        self.read += batch.characters * self.trainer.world_size
         bits = loss.detach() / math.log(2)
-        self.log("train/bits_per_character", bits, prog_bar=True, batch_size=len(batch.inputs))
+        self.log(f"train/bits_per_{self.unit}", bits, prog_bar=True, batch_size=len(batch.inputs))
         if self.trainer.global_step % 50 == 0 and not math.isfinite(bits):
             raise TrainingStoppedError(f"the loss is {bits.item()}; lower training.learning_rate")
         return loss
@@ -306,11 +321,11 @@ class LanguageModelModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         carried = None if self.carried is None else (self.carried.s.float(), self.carried.c.float())
-        checkpoint["language_model"] = {"seconds": self.seconds, "characters": self.characters, "carried": carried}
+        checkpoint["language_model"] = {"seconds": self.seconds, "characters": self.read, "carried": carried}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["language_model"]
-        self.seconds, self.characters = saved["seconds"], saved["characters"]
+        self.seconds, self.read = saved["seconds"], saved["characters"]
         if saved["carried"] is not None:
             self.carried = LanguageModelState(*saved["carried"])
 
@@ -329,17 +344,42 @@ class TextData(lightning.LightningDataModule):
         epoch, rank, world_size = (t.current_epoch, t.global_rank, t.world_size) if t else (0, 0, 1)
         return WindowLoader(self.text, self.settings, self.tokenizer, epoch, rank, world_size)
 
-    def summary(self, progress: Mapping[str, Any], measured: int, held_out: float) -> dict[str, Any]:
-        """What a model's folder tells of its training: the text, how far it was read, bits per character."""
+    def about(self) -> dict[str, Any]:
+        """The text, for a model's folder."""
         return {
             "texts": [Path(path).name for path in self.text.about["texts"]],
             "not_overlapping_with": [Path(path).name for path in self.text.about["overlap_with"]],
             "sentences": len(self.text),
             "characters": int(self.text.lengths.sum()),
+        }
+
+    def summary(self, progress: Mapping[str, Any], measured: int, held_out: float) -> dict[str, Any]:
+        """What a model's folder tells of its training: the text, how far it was read, bits per character."""
+        return {
+            **self.about(),
             **{key: progress[key] for key in ("characters_read", "steps", "minutes")},
             "held_out": {"sentences": measured, "bits_per_character": round(held_out, 4)},
             "date": time.strftime("%Y-%m-%d"),
         }
+
+    def measure(self, module: LanguageModelModule, sentences: int, rank: int, world_size: int) -> tuple[float, int]:
+        """Bits of this process's share of the first held-out sentences, and of how many characters."""
+        return bits_per_character(
+            module.model, self.held_out, module.tokenizer, sentences=sentences, rank=rank, world_size=world_size
+        )
+
+    def save(self, folder: Path, module: LanguageModelModule, progress: Mapping[str, Any], held_out: float) -> None:
+        """Write the model's folder as it stands; `progress` also says how many sentences it was measured on."""
+        about = self.summary(progress, progress["measured"], held_out)
+        save_language_model(folder, module.model, module.tokenizer, about)
+
+    def finish(self, folder: Path, module: LanguageModelModule) -> None:
+        """Write into the model's folder what the weights there, fp16 as they are, make of all the held-out text."""
+        model = load_language_model(folder, module.tokenizer, module.device)
+        bits, count = bits_per_character(model, self.held_out, module.tokenizer)
+        about = self.summary(language_model_summary(folder), len(self.held_out), bits / count)
+        save_language_model(folder, model, module.tokenizer, about)
+        log.info("wrote %s: %.4f bits per character on %d held-out sentences", folder, bits / count, len(self.held_out))
 
 
 class Measure(callbacks.Callback):
@@ -371,10 +411,7 @@ class Measure(callbacks.Callback):
     def measure(self, trainer: lightning.Trainer, module: LanguageModelModule) -> None:
         module.model.eval()
         with trainer.precision_plugin.val_step_context():
-            bits, count = bits_per_character(
-                module.model, self.data.held_out, module.tokenizer,
-                sentences=self.sentences, rank=trainer.global_rank, world_size=trainer.world_size,
-            )  # fmt: skip
+            bits, count = self.data.measure(module, self.sentences, trainer.global_rank, trainer.world_size)
         module.model.train()
         sums = torch.tensor([bits, count], dtype=torch.float64, device=module.device)
         bits, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
@@ -382,20 +419,19 @@ class Measure(callbacks.Callback):
         progress: dict[str, Any] = {
             "steps": trainer.global_step,
             "minutes": round(module.seconds / 60, 1),
-            "characters_read": module.characters,
+            f"{module.unit}s_read": module.read,
         }
         rates = {"learning_rate": module.learning_rate_at(trainer.global_step, module.progress)}
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         rounded = {name: float(f"{value:.5g}") for name, value in {**rates, **logged}.items()}
-        record = {**progress, **rounded, "held_out/bits_per_character": round(held_out, 4)}
+        record = {**progress, **rounded, f"held_out/bits_per_{module.unit}": round(held_out, 4)}
         if trainer.is_global_zero:
             with open(self.output / "history.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
             log.info("%3.0f %%  %s", 100 * module.progress, json.dumps(record))
             if held_out < self.best:
-                sentences = min(self.sentences, len(self.data.held_out))
-                about = self.data.summary(progress, sentences, held_out)
-                save_language_model(self.output / "model", module.model, module.tokenizer, about)
+                progress["measured"] = min(self.sentences, len(self.data.held_out))
+                self.data.save(self.output / "model", module, progress, held_out)
         self.best = min(self.best, held_out)
         self.checkpoint.save_now(trainer)
 
@@ -411,16 +447,26 @@ def train(settings: Mapping[str, Any]) -> Path:
         AsrError: the settings, the text or the disk will not do, or training cannot usefully go on.
         TrainingInterrupted: Ctrl-C or SIGTERM; all is saved.
     """
+    seed_from(settings)
+    module = LanguageModelModule.from_settings(settings)
+    return fit(settings, module, lambda: TextData(settings["text"], module.settings, module.tokenizer))
+
+
+def seed_from(settings: Mapping[str, Any]) -> None:
+    """The first weights depend on it."""
+    seed = from_mapping(LanguageModelTraining, settings["training"], "training").seed
+    lightning.seed_everything(seed, workers=True, verbose=False)
+
+
+def fit(settings: Mapping[str, Any], module: LanguageModelModule, make_data: Callable[[], TextData]) -> Path:
+    """Train a language model of whatever kind; what `train` says."""
     output = Path(settings["output"])
     checkpoints = output / "checkpoints"
     t = settings["trainer"]
     if t["measurements"] < 1 or t["measured_sentences"] < 1:
         raise ConfigError("trainer.measurements and trainer.measured_sentences must be 1 or more")
-    seed = from_mapping(LanguageModelTraining, settings["training"], "training").seed
-    lightning.seed_everything(seed, workers=True, verbose=False)  # the first weights depend on it
-    module = LanguageModelModule.from_settings(settings)
     resume = _resume_from(settings, checkpoints, module)
-    data = TextData(settings["text"], module.settings, module.tokenizer)
+    data = make_data()
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
         make_writable(checkpoints, "output")
         # A run that goes on only replaces what it wrote itself.
@@ -466,17 +512,8 @@ def train(settings: Mapping[str, Any]) -> Path:
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     folder = output / "model"
     if trainer.is_global_zero:
-        finish(folder, data, module)
+        data.finish(folder, module)
     return folder
-
-
-def finish(folder: Path, data: TextData, module: LanguageModelModule) -> None:
-    """Write into the model's folder what the weights there, fp16 as they are, make of all the held-out text."""
-    model = load_language_model(folder, module.tokenizer, module.device)
-    bits, count = bits_per_character(model, data.held_out, module.tokenizer)
-    about = data.summary(language_model_summary(folder), len(data.held_out), bits / count)
-    save_language_model(folder, model, module.tokenizer, about)
-    log.info("wrote %s: %.4f bits per character on %d held-out sentences", folder, bits / count, len(data.held_out))
 
 
 def _resume_from(settings: Mapping[str, Any], checkpoints: Path, module: LanguageModelModule) -> Path | None:

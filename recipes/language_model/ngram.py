@@ -8,48 +8,19 @@ Every setting, with what it means: conf/ngram.yaml.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import hydra
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from asr._exit import friendly_errors
 from asr.corpus.text import PreparedText
 from asr.errors import ConfigError
 from asr.model.language_model import WEIGHTS
-from asr.model.word_lm import WordLanguageModel, estimate, save_word_lm
+from asr.model.word_lm import WordLanguageModel, estimate, measure, save_word_lm
 from asr.tokenizer import CharTokenizer
-
-
-def sentences(text: PreparedText, tokenizer: CharTokenizer) -> list[str]:
-    """All of the text, as characters again."""
-    table = bytearray(256)
-    table[tokenizer.eos_id] = ord("\n")
-    for i, character in zip(tokenizer.encode(tokenizer.characters), tokenizer.characters, strict=True):
-        table[i] = ord(character)
-    return text.ids.tobytes().translate(bytes(table), bytes([tokenizer.bos_id])).decode("ascii").splitlines()
-
-
-@torch.inference_mode()
-def measure(model: WordLanguageModel, lines: Sequence[str], tokenizer: CharTokenizer) -> tuple[float, float]:
-    """Bits per character, EOS counting as one, and perplexity per word, the end counting as one."""
-    total = 0.0
-    lines = sorted(lines, key=len)
-    for first in range(0, len(lines), 100):
-        ids = [[tokenizer.bos_id, *tokenizer.encode(line), tokenizer.eos_id] for line in lines[first : first + 100]]
-        padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
-        for row, one in zip(padded, ids, strict=True):
-            row[: len(one)] = torch.tensor(one)
-        state = model.start(len(ids))
-        for now, after in zip(padded.T[:-1], padded.T[1:], strict=True):
-            scores, state = model.step(now, state)
-            total += scores.gather(1, after[:, None])[:, 0].masked_fill(after == tokenizer.pad_id, 0).sum().item()
-    characters, words = sum(len(line) + 1 for line in lines), sum(len(line.split()) + 1 for line in lines)
-    return -total / characters / math.log(2), math.exp(-total / words)
 
 
 @friendly_errors
@@ -59,7 +30,7 @@ def build(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("order must be at least 2 and ngrams at least 1")
     tokenizer = CharTokenizer()
     began = time.perf_counter()
-    train = sentences(PreparedText(settings["text"], "train", tokenizer), tokenizer)
+    train = PreparedText(settings["text"], "train", tokenizer).lines()
     summary: dict[str, Any] = {"sentences": len(train), "words": sum(line.count(" ") + 1 for line in train)}
     print(f"{settings['text']}: {summary['sentences']:,} sentences, {summary['words']:,} words", flush=True)
     chosen = {name: settings[name] for name in ("vocabulary", "order", "ngrams", "least_count")}
@@ -68,9 +39,8 @@ def build(settings: Mapping[str, Any]) -> dict[str, Any]:
     summary |= {"vocabulary": len(model.words), "order": settings["order"]}
     summary["ngrams"] = {n: len(tables[f"{n}.word"]) for n in range(2, settings["order"] + 1)}
     if settings["held_out"]:
-        held_out = sentences(PreparedText(settings["text"], "held_out", tokenizer), tokenizer)
-        held_out = held_out[:: max(1, len(held_out) // settings["held_out"])][: settings["held_out"]]
-        bits, perplexity = measure(model, held_out, tokenizer)
+        held_out = PreparedText(settings["text"], "held_out", tokenizer).lines()
+        bits, perplexity = measure(model, held_out, tokenizer, settings["held_out"])
         summary |= {"bits_per_character": round(bits, 3), "word_perplexity": round(perplexity, 1)}
     folder = save_word_lm(settings["output"], tables, summary)
     size = (folder / WEIGHTS).stat().st_size / 1e6

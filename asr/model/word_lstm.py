@@ -1,0 +1,305 @@
+"""A word LSTM beside the word n-gram: further back than two words, and for words that mean much the same.
+
+    s_t, c_t = LSTM(E w_t ; s_{t-1}, c_{t-1})          w_0 = begin, s_{-1} = c_{-1} = 0
+    P(w_{t+1} | w_0 .. w_t) = adaptive_softmax(s_t)    (Grave et al. 2017, "Efficient softmax approximation for GPUs")
+    P(w | history) = (1 - m) P_ngram(w | last words) + m P_lstm(w | all words)
+
+It knows a shortlist of the n-gram model's words (Schwenk 2007, "Continuous space language models"); what it leaves for
+the others is shared among them as their unigram probabilities are. Its probabilities, cumulated in alphabetical order,
+go where those of the n-gram model go (`asr.model.word_lm`): so an open word is worth what all words that begin with it
+are worth to both together, at every character, and a step's probabilities sum to 1. The LSTM is asked once a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+from torch import Tensor, nn
+
+from asr.config import from_mapping, to_mapping
+from asr.errors import ConfigError, ModelError
+from asr.model.language_model import WEIGHTS, LanguageModelState, check_settings, read_settings, write_folder
+from asr.model.word_lm import WordLanguageModel, WordState
+from asr.tokenizer import CHARACTERS, CharTokenizer
+
+__all__ = [
+    "BEGIN",
+    "FIRST_WORD",
+    "KIND",
+    "PAD",
+    "UNKNOWN",
+    "MixedLanguageModel",
+    "MixedState",
+    "WordLstm",
+    "WordLstmConfig",
+    "load_mixed",
+    "save_mixed",
+]
+
+KIND = "word n-gram and LSTM"  # in the settings, to tell it from other language models
+
+PAD, BEGIN, UNKNOWN, FIRST_WORD = 0, 1, 2, 3  # classes; then the shortlist, the most frequent word first
+UNIT = 2**30  # cumulated probabilities are whole numbers of 1 / UNIT, so that their differences are exact
+
+
+@dataclass(frozen=True)
+class WordLstmConfig:
+    shortlist: int = 20_000  # words known; of the others only that one was there
+    embedding: int = 192
+    d: int = 512  # size of s and of c
+    cutoffs: Sequence[int] = (2000, 8000)  # of the adaptive softmax: classes up to here are the more frequent groups
+    shrink: float = 4.0  # .. and each further group has a projection by so much smaller
+    dropout: float = 0.0  # before and after the LSTM; text read once or twice needs none
+
+    def __post_init__(self) -> None:
+        if min(self.shortlist, self.embedding, self.d) < 1:
+            raise ValueError("shortlist, embedding and d must be 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
+        bounds = [0, *self.cutoffs, self.classes]
+        if bounds != sorted(set(bounds)):
+            raise ValueError(f"cutoffs must rise, above 0 and below {self.classes}; got {list(self.cutoffs)}")
+
+    @property
+    def classes(self) -> int:
+        return FIRST_WORD + self.shortlist
+
+
+class WordLstm(nn.Module):
+    """Words so far -> probabilities of the next one, over classes."""
+
+    def __init__(self, config: WordLstmConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.classes, config.embedding)
+        self.lstm = nn.LSTM(config.embedding, config.d, batch_first=True)
+        self.dropout = nn.Dropout(config.dropout)
+        self.output = nn.AdaptiveLogSoftmaxWithLoss(
+            config.d, config.classes, list(config.cutoffs), div_value=config.shrink, head_bias=True
+        )
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        bias = dict(self.lstm.named_parameters())["bias_ih_l0"].data
+        nn.init.ones_(bias[config.d : 2 * config.d])  # remember at first (Jozefowicz et al. 2015)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, classes: Tensor, state: LanguageModelState | None = None) -> tuple[Tensor, LanguageModelState]:
+        """Classes (B, T) after `state` -> s (B, T, d) after each of them, and the state after the last.
+
+        Without a state the text begins here: `classes` start with BEGIN.
+        """
+        x = self.dropout(self.embedding(classes))
+        y, (s, c) = self.lstm(x, None if state is None else (state.s.to(x.dtype), state.c.to(x.dtype)))
+        return self.dropout(y), LanguageModelState(s, c)
+
+    def nats(self, s: Tensor, targets: Tensor) -> Tensor:
+        """-log p of each target (B, T) that is no padding, after s (B, T, d): (targets,)."""
+        real = targets != PAD
+        with torch.autocast(s.device.type, enabled=False):  # on CPUs the layer cannot take bf16 and add up in fp32
+            return -self.output(s[real].float(), targets[real]).output
+
+    def log_probs(self, s: Tensor) -> Tensor:
+        """(R, d) -> (R, classes)"""
+        return self.output.log_prob(s)
+
+    def start(self, rows: int) -> LanguageModelState:
+        zeros = self.embedding.weight.new_zeros(1, rows, self.config.d)
+        return LanguageModelState(zeros, zeros)
+
+
+class _Pool:
+    """Cumulated probabilities of the next word, (capacity, S + 2) units, which hypotheses refer to by row.
+
+    Rows are added and never changed, so that older states stay what they were.
+    """
+
+    def __init__(self, rows: Tensor, used: int) -> None:
+        self.rows, self.used = rows, used
+
+    def add(self, new: Tensor, place: Tensor) -> tuple[_Pool, Tensor, Tensor]:
+        """These rows (r, S + 2) too: a pool, where in it the rows `place` (R,) are now, and where the new ones are."""
+        if self.used + len(new) <= len(self.rows):
+            pool = self
+        else:  # leave out what nothing refers to
+            live, place = place.unique(return_inverse=True)
+            size = 2 * (len(live) + len(new)) + len(place)
+            pool = _Pool(self.rows.new_empty(size, new.shape[1]), len(live))
+            pool.rows[: len(live)] = self.rows[live]
+        added = torch.arange(pool.used, pool.used + len(new), device=place.device)
+        pool.rows[added] = new
+        pool.used += len(new)
+        return pool, place, added
+
+
+@dataclass(frozen=True)
+class MixedState(WordState):
+    """.. and what the LSTM knows of the R hypotheses.
+
+    Attributes:
+        memory: the LSTM's state after the words before the word so far.
+        place: (R,) which row of the pool tells of the next word.
+        pool: what that is.
+    """
+
+    memory: LanguageModelState
+    place: Tensor
+    pool: _Pool
+
+    def select(self, rows: Tensor) -> MixedState:
+        return MixedState(
+            **vars(super().select(rows)), memory=self.memory.select(rows), place=self.place[rows], pool=self.pool
+        )
+
+
+class MixedLanguageModel(WordLanguageModel):
+    """log p(character | characters so far) by an n-gram model and an LSTM, both over words."""
+
+    class_of: Tensor  # (kinds,) number of a word -> class
+    alphabetical: Tensor  # (S,) classes of the shortlist in alphabetical order
+    before: Tensor  # (kinds + 1,) how many of the shortlist come before a word
+    others: Tensor  # (kinds + 1,) cumulated share of each word in what the LSTM leaves for UNKNOWN
+
+    def __init__(
+        self,
+        tables: Mapping[str, np.ndarray],
+        lstm: WordLstm,
+        shortlist: np.ndarray,
+        share: float = 0.5,
+        characters: str = CHARACTERS,
+    ) -> None:
+        """
+        Args:
+            tables: of the n-gram model, from `estimate`.
+            lstm: what it is mixed with.
+            shortlist: (S,) numbers of the words that the LSTM knows, in the order of its classes.
+            share: m, of the LSTM.
+
+        Raises:
+            ValueError: the parts do not fit each other.
+        """
+        super().__init__(tables, characters)
+        numbers = np.asarray(shortlist).astype(np.int64)
+        if (different := len(set(numbers.tolist()))) != lstm.config.shortlist or different < len(numbers):
+            raise ValueError(f"{different} different words are not the {lstm.config.shortlist} of the LSTM")
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self.words):
+            raise ValueError("the LSTM's words are not the n-gram model's")
+        if not 0 <= share <= 1:
+            raise ValueError(f"the LSTM's share must be from 0 to 1; got {share}")
+        self.lstm, self.share = lstm, share
+        class_of = np.full(self.kinds, UNKNOWN)
+        class_of[numbers] = FIRST_WORD + np.arange(len(numbers))
+        class_of[self.begin] = BEGIN
+        others = np.diff(self.unigrams.numpy())
+        others[numbers] = others[[self.end, self.begin]] = 0
+        others = np.concatenate([[0.0], np.cumsum(others / others.sum())])
+        tables_ = {
+            "class_of": class_of,
+            "alphabetical": FIRST_WORD + np.argsort(numbers),
+            "before": np.searchsorted(np.sort(numbers), np.arange(self.kinds + 1)),
+            "others": others,
+        }
+        for name, values in tables_.items():
+            self.register_buffer(name, torch.from_numpy(values), persistent=False)
+
+    def start(self, batch: int) -> MixedState:
+        state = super().start(batch)
+        pool = _Pool(torch.zeros(1, len(self.alphabetical) + 2, dtype=torch.int32, device=state.node.device), 1)
+        place = torch.zeros_like(state.node)  # what stands there is not asked for: BOS comes first
+        return MixedState(**vars(state), memory=self.lstm.start(batch), place=place, pool=pool)
+
+    def _follow(self, tokens: Tensor, state: WordState) -> MixedState:
+        assert isinstance(state, MixedState)
+        after = super()._follow(tokens, state)
+        memory, place, pool = state.memory, state.place, state.pool
+        rows = (self.digit[tokens] < 0).nonzero().flatten()  # a space, or BOS
+        if len(rows):
+            classes = self.class_of[self._word(state.node[rows])]
+            s, memory_after = self.lstm(classes[:, None], memory.select(rows))
+            pool, place, added = pool.add(self._cumulated(self.lstm.log_probs(s[:, 0])), place)
+            place = place.index_copy(0, rows, added)
+            memory = LanguageModelState(
+                memory.s.index_copy(1, rows, memory_after.s), memory.c.index_copy(1, rows, memory_after.c)
+            )
+        return MixedState(**vars(after), memory=memory, place=place, pool=pool)
+
+    def _cumulated(self, log_probs: Tensor) -> Tensor:
+        """(r, classes) -> (r, S + 2): of the words of the shortlist that come before each, of all, and of UNKNOWN."""
+        p = log_probs.float().exp()
+        p = p / (1 - p[:, [PAD, BEGIN]].sum(1, keepdim=True))
+        units = (p * UNIT).round().to(torch.int32)
+        none = units.new_zeros(len(units), 1)
+        known = units[:, self.alphabetical].cumsum(1, dtype=torch.int32)
+        return torch.cat([none, known, units[:, UNKNOWN, None]], 1)
+
+    def _masses(self, bounds: Tensor, state: WordState) -> Tensor:
+        assert isinstance(state, MixedState)
+        ends = bounds.new_tensor([[self.end, self.end + 1]]).expand(len(bounds), 2)
+        counted = self._below(torch.cat([bounds, ends], 1), state.history)
+        counted, end = counted[:, :-2], counted[:, -1:] - counted[:, -2:-1]
+        at = state.pool.rows[state.place[:, None], self.before[bounds]]
+        known = (at - at[:, :1]).double() / UNIT
+        unknown = state.pool.rows[state.place, -1].double() / UNIT
+        others = self.others[bounds]
+        learned = known + unknown[:, None] * (others - others[:, :1])
+        return (1 - self.share) * counted / (1 - end) + self.share * learned
+
+
+def save_mixed(
+    folder: str | Path,
+    tables: Mapping[str, np.ndarray],
+    lstm: WordLstm,
+    shortlist: np.ndarray,
+    share: float,
+    training: Mapping[str, Any],
+    characters: str = CHARACTERS,
+) -> Path:
+    """Write both parts into one `language_model.safetensors`, the LSTM as fp16, and `language_model.yaml`.
+
+    Each file appears complete or not at all.
+
+    Raises:
+        AsrError: the folder cannot be written.
+    """
+    tensors = {f"lstm.{name}": value.detach().half().cpu().numpy() for name, value in lstm.state_dict().items()}
+    settings = {
+        "kind": KIND,
+        "lstm": to_mapping(lstm.config),
+        "share": share,
+        "tokenizer": {"characters": characters},
+        "training": dict(training),
+    }
+    return write_folder(
+        Path(folder), settings, save({**tables, **tensors, "shortlist": np.asarray(shortlist).astype(np.uint16)})
+    )
+
+
+def load_mixed(folder: str | Path, tokenizer: CharTokenizer | None = None) -> MixedLanguageModel:
+    """Read what `save_mixed` wrote, in evaluation mode.
+
+    Raises:
+        ModelError: a file is missing or damaged, does not fit the rest, or is about other characters.
+    """
+    folder = Path(folder)
+    settings = read_settings(folder)
+    characters = check_settings(folder, settings, KIND, tokenizer)
+    try:
+        tables = load_file(folder / WEIGHTS)
+        prefix = "lstm."
+        weights = {name.removeprefix(prefix): tables.pop(name) for name in list(tables) if name.startswith(prefix)}
+        lstm = WordLstm(from_mapping(WordLstmConfig, settings["lstm"], "lstm"))
+        lstm.load_state_dict({name: torch.from_numpy(value).float() for name, value in weights.items()})
+        return MixedLanguageModel(tables, lstm, tables.pop("shortlist"), settings["share"], characters).eval()
+    except (
+        SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, RuntimeError, ConfigError
+    ) as error:  # fmt: skip
+        detail = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder}: damaged language model ({detail}); copy it again") from error

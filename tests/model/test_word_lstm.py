@@ -1,0 +1,233 @@
+"""The word LSTM mixed with the n-gram model, as a model of characters: against both, word by word, made by hand."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from asr.bundle import load_any_language_model
+from asr.errors import ModelError
+from asr.model.word_lm import WordLanguageModel, estimate, save_word_lm
+from asr.model.word_lstm import (
+    BEGIN,
+    FIRST_WORD,
+    PAD,
+    UNKNOWN,
+    MixedLanguageModel,
+    WordLstm,
+    WordLstmConfig,
+    load_mixed,
+    save_mixed,
+)
+from asr.tokenizer import CharTokenizer
+
+TOKENIZER = CharTokenizer()
+BOS, EOS, SPACE = CharTokenizer.bos_id, CharTokenizer.eos_id, TOKENIZER.space_id
+TEXT = [
+    "THE CAT SAT",
+    "THE CAT SAT ON THE MAT",
+    "THE CATTLE SAT ON THE CAT",
+    "A CAT ATE THE CATTLE'S MAT",
+    "THE MAT THE CAT SAT ON",
+    "A XYLOPHONE",
+]
+SHORTLIST = ["THE", "CAT", "SAT", "MAT"]  # A and ON are known to the n-gram model alone
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return estimate(TEXT, order=3)
+
+
+@pytest.fixture(scope="module")
+def lstm():
+    torch.manual_seed(0)
+    lstm = WordLstm(WordLstmConfig(shortlist=4, embedding=4, d=8, cutoffs=[3, 5], shrink=2.0)).eval()
+    for parameter in lstm.parameters():
+        parameter.data = parameter.data.normal_().half().float()  # opinions worth the name, that fp16 can hold
+    return lstm
+
+
+@pytest.fixture(scope="module")
+def shortlist(tables):
+    words = WordLanguageModel(tables).words
+    return np.array([words.index(word) for word in SHORTLIST])
+
+
+@pytest.fixture(scope="module")
+def mixed(tables, lstm, shortlist):
+    return lambda share: MixedLanguageModel(tables, lstm, shortlist, share)
+
+
+@torch.no_grad()
+def follow(model, text):
+    """Log-probabilities after each character of the text and before the first: (U + 1, V)."""
+    state, steps = model.start(1), []
+    for token in [BOS, *TOKENIZER.encode(text)]:
+        scores, state = model.step(torch.tensor([token]), state)
+        steps.append(scores[0])
+    return torch.stack(steps)
+
+
+def likelihood(model, text, ends=(SPACE, EOS)):
+    """Of the characters of a text and a space or the end after them."""
+    steps = follow(model, text).double()
+    ends = steps[-1, list(ends)].logsumexp(0)
+    return float((steps[:-1].gather(1, torch.tensor(TOKENIZER.encode(text))[:, None]).sum() + ends).exp())
+
+
+@torch.no_grad()
+def of_lstm(lstm, words):
+    """P(next class | begin, words): without padding and begin, which are no words."""
+    classes = [BEGIN, *(FIRST_WORD + SHORTLIST.index(w) if w in SHORTLIST else UNKNOWN for w in words)]
+    p = lstm.log_probs(lstm(torch.tensor([classes]))[0][0, -1:])[0].double().exp()
+    p[[PAD, BEGIN]] = 0
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("text", ["", "THE", "THE CATT", "THE CAT SAT ON", "QQQ'Q THE", "A XYLO", "THE CAT "])
+def test_a_step_sums_to_1(mixed, text, share):
+    steps = follow(mixed(share), text)
+    assert torch.allclose(steps.exp().sum(1), torch.ones(len(steps)), atol=1e-5)
+    assert steps[:, [0, 1, 3]].isinf().all()  # blank, BOS, unknown
+    assert steps[:, [EOS, *range(4, 32)]].isfinite().all()
+
+
+def test_without_a_share_it_is_the_ngram_model(mixed, tables):
+    plain = WordLanguageModel(tables)
+    for text in ("THE CAT SAT ON", "A XYLO", "CATTLE'S MAT"):
+        assert torch.allclose(follow(mixed(0.0), text), follow(plain, text), atol=1e-6)
+
+
+def spelled(model, word):
+    """p(the word | it is unknown), by its letters."""
+    p, before = 1.0, model.base**3 - 1
+    for letter in [*model.digit[TOKENIZER.encode(word)].tolist(), model.base - 1]:
+        p *= float(model.spelling[before, letter].exp())
+        before = before % model.base**2 * model.base + letter
+    return p
+
+
+@pytest.mark.parametrize("before", ["", "THE", "A CAT", "THE XYLOPHONE ON", "THE CAT SAT THE"])
+def test_a_word_is_worth_what_the_lstm_says(mixed, lstm, before):
+    model = mixed(1.0)
+    unigrams = np.diff(model.unigrams.numpy())
+    p = of_lstm(lstm, before.split()).tolist()
+    # What is left for the words that the LSTM does not know is shared among them as their unigram probabilities are.
+    left = {word: unigrams[model.words.index(word)] for word in ("A", "ON")} | {"others": unigrams[model.unknown]}
+    left = {word: value / sum(left.values()) * p[UNKNOWN] for word, value in left.items()}
+    so_far = likelihood(model, before, [SPACE]) if before else 1.0
+    for word in [*SHORTLIST, "A", "ON", "XYLO"]:
+        known = p[FIRST_WORD + SHORTLIST.index(word)] if word in SHORTLIST else left.get(word, 0.0)
+        expected = known + left["others"] * spelled(model, word)  # a word may be written either way
+        # some of each step is spread evenly (SPREAD)
+        assert likelihood(model, f"{before} {word}".strip()) / so_far == pytest.approx(expected, rel=5e-3)
+
+
+def test_both_are_mixed_by_the_share(mixed):
+    for history, word in [("", "THE"), ("THE ", "CAT"), ("THE CAT ", "SAT"), ("A ", "MAT"), ("ON THE ", "ON")]:
+        values = []
+        for share in (0.0, 0.4, 1.0):
+            model = mixed(share)
+            so_far = likelihood(model, history.strip(), [SPACE]) if history else 1.0
+            values.append(likelihood(model, history + word) / so_far)
+        none, some, all_ = values
+        assert some == pytest.approx(0.6 * none + 0.4 * all_, rel=2e-3)
+
+
+def test_rows_do_not_depend_on_each_other(mixed):
+    """Hypotheses that branch, end words at different times and are dropped, as in a search."""
+    model, rng = mixed(0.5), np.random.default_rng(0)
+    texts = ["", "", "", "", ""]
+    with torch.no_grad():
+        scores, state = model.step(torch.full((5,), BOS), model.start(5))
+        for _ in range(60):
+            rows = torch.from_numpy(rng.integers(0, 5, 5))
+            characters = [str(rng.choice([" ", "A", "C", "T", "H", "E"])) for _ in rows]
+            texts = [texts[row] + character for row, character in zip(rows, characters, strict=True)]
+            tokens = torch.tensor([TOKENIZER.encode(c)[0] if c != " " else SPACE for c in characters])
+            scores, state = model.step(tokens, model.select(state, rows))
+    for text, row in zip(texts, scores, strict=True):
+        state, expected = model.start(1), None
+        with torch.no_grad():
+            for token in [BOS, *(SPACE if c == " " else TOKENIZER.encode(c)[0] for c in text)]:
+                expected, state = model.step(torch.tensor([token]), state)
+        assert torch.allclose(row, expected[0], atol=1e-4)
+
+
+def test_a_state_can_be_gone_on_from_twice(mixed):
+    model = mixed(0.5)
+    with torch.no_grad():
+        _, state = model.step(torch.tensor([BOS]), model.start(1))
+        for token in TOKENIZER.encode("THE"):
+            _, state = model.step(torch.tensor([token]), state)
+        first, _ = model.step(torch.tensor([SPACE]), state)
+        for _ in range(20):
+            model.step(torch.tensor([SPACE]), state)
+        assert torch.equal(model.step(torch.tensor([SPACE]), state)[0], first)
+
+
+def test_the_loss_is_that_of_the_probabilities(lstm):
+    classes = torch.tensor([[BEGIN, 3, 4, 2, 6], [BEGIN, 5, 3, PAD, PAD]])
+    s, _ = lstm(classes[:, :-1])
+    nats = lstm.nats(s, classes[:, 1:])
+    log_probs = lstm.log_probs(s.flatten(0, 1)).view(2, 4, -1)
+    expected = [-log_probs[b, t, classes[b, t + 1]] for b in range(2) for t in range(4) if classes[b, t + 1] != PAD]
+    assert torch.allclose(nats, torch.stack(expected), atol=1e-5)
+    half, state = lstm(classes[:, :2])
+    rest, _ = lstm(classes[:, 2:], state)
+    assert torch.allclose(torch.cat([half, rest], 1)[:, :4], s, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change", [{"shortlist": 0}, {"dropout": 1.0}, {"cutoffs": [5, 3]}, {"cutoffs": [30000]}, {"cutoffs": [0, 5]}]
+)
+def test_settings_that_cannot_work(change):
+    with pytest.raises(ValueError, match=r"shortlist|dropout|cutoffs"):
+        WordLstmConfig(**change)
+
+
+# ---- on disk ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, tables, lstm, shortlist):
+    return save_mixed(tmp_path / "lm", tables, lstm, shortlist, 0.4, {"words": 30})
+
+
+def test_what_is_written_is_what_is_read(folder, mixed):
+    model = load_any_language_model(folder)
+    assert isinstance(model, MixedLanguageModel)
+    assert not model.training
+    assert torch.equal(follow(model, "THE CAT SAT ON"), follow(mixed(0.4), "THE CAT SAT ON"))
+    tensors = load_file(folder / "language_model.safetensors")
+    assert {str(v.dtype) for k, v in tensors.items() if k.startswith("lstm.")} == {"float16"}
+
+
+@pytest.mark.parametrize("damage", ["weights", "fewer words", "other size", "no lstm", "share"])
+def test_a_damaged_folder_is_one_line(folder, tables, damage):
+    settings, path = folder / "language_model.yaml", folder / "language_model.safetensors"
+    about = yaml.safe_load(settings.read_text())
+    if damage == "weights":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "fewer words":
+        save_file({**load_file(path), "shortlist": np.array([0, 1, 2], np.uint16)}, path)
+    elif damage == "other size":
+        about["lstm"]["d"] = 16
+    elif damage == "no lstm":
+        save_file({name: value for name, value in load_file(path).items() if not name.startswith("lstm.")}, path)
+    else:
+        about["share"] = 2.0
+    settings.write_text(yaml.safe_dump(about))
+    with pytest.raises(ModelError, match="copy it again") as error:
+        load_mixed(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_kinds_are_not_mistaken_for_each_other(folder, tables, tmp_path):
+    save_word_lm(tmp_path / "plain", tables, {})
+    with pytest.raises(ModelError, match="kind"):
+        load_mixed(tmp_path / "plain")
+    assert type(load_any_language_model(tmp_path / "plain")) is WordLanguageModel
