@@ -134,10 +134,9 @@ class _Pool:
             size = 2 * (len(live) + len(new)) + len(place)
             pool = _Pool(self.rows.new_empty(size, new.shape[1]), len(live))
             pool.rows[: len(live)] = self.rows[live]
-        added = torch.arange(pool.used, pool.used + len(new), device=place.device)
-        pool.rows[added] = new
-        pool.used += len(new)
-        return pool, place, added
+        first, pool.used = pool.used, pool.used + len(new)
+        pool.rows[first : pool.used] = new
+        return pool, place, torch.arange(first, pool.used, device=place.device)
 
 
 @dataclass(frozen=True)
@@ -233,12 +232,11 @@ class MixedLanguageModel(WordLanguageModel):
 
     def _cumulated(self, log_probs: Tensor) -> Tensor:
         """(r, classes) -> (r, S + 2): of the words of the shortlist that come before each, of all, and of UNKNOWN."""
-        p = log_probs.float().exp()
-        p = p / (1 - p[:, [PAD, BEGIN]].sum(1, keepdim=True))
-        units = (p * UNIT).round().to(torch.int32)
-        none = units.new_zeros(len(units), 1)
-        known = units[:, self.alphabetical].cumsum(1, dtype=torch.int32)
-        return torch.cat([none, known, units[:, UNKNOWN, None]], 1)
+        rows = len(log_probs)
+        scale = UNIT / (1 - log_probs[:, [PAD, BEGIN]].exp().sum(1, keepdim=True))
+        known = log_probs.gather(1, self.alphabetical.expand(rows, -1)).exp().mul_(scale).round_().to(torch.int32)
+        unknown = (log_probs[:, UNKNOWN, None].exp() * scale).round().to(torch.int32)
+        return torch.cat([unknown.new_zeros(rows, 1), known.cumsum(1, dtype=torch.int32), unknown], 1)
 
     def _masses(self, bounds: Tensor, state: WordState) -> Tensor:
         assert isinstance(state, MixedState)
