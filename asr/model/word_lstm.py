@@ -251,6 +251,18 @@ class MixedLanguageModel(WordLanguageModel):
         return (1 - self.share) * counted / (1 - end) + self.share * learned
 
 
+def _rounded(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(R, C) -> int8 (R, C) and fp16 (R, 1), whose product it nearly is. Rounded once more, nothing changes."""
+    scale = np.abs(matrix).max(1, keepdims=True) / 127
+    scale = np.maximum(scale, np.finfo(np.float16).tiny).astype(np.float16)
+    return np.rint(matrix / scale.astype(np.float32)).clip(-127, 127).astype(np.int8), scale
+
+
+def _taken(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Those whose names begin so, taken out, by the rest of their names."""
+    return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+
+
 def save_mixed(
     folder: str | Path,
     tables: Mapping[str, np.ndarray],
@@ -260,14 +272,20 @@ def save_mixed(
     training: Mapping[str, Any],
     characters: str = CHARACTERS,
 ) -> Path:
-    """Write both parts into one `language_model.safetensors`, the LSTM as fp16, and `language_model.yaml`.
+    """Write both parts into one `language_model.safetensors` and `language_model.yaml`.
 
-    Each file appears complete or not at all.
+    The LSTM's matrices become int8 with an fp16 scale a row, its vectors fp16. Each file appears whole or not at all.
 
     Raises:
         AsrError: the folder cannot be written.
     """
-    tensors = {f"lstm.{name}": value.detach().half().cpu().numpy() for name, value in lstm.state_dict().items()}
+    tensors = {}
+    for name, value in lstm.state_dict().items():
+        if value.dim() == 2:
+            value, tensors[f"scale.{name}"] = _rounded(value.detach().float().cpu().numpy())
+        else:
+            value = value.detach().half().cpu().numpy()
+        tensors[f"lstm.{name}"] = value
     settings = {
         "kind": KIND,
         "lstm": to_mapping(lstm.config),
@@ -291,10 +309,11 @@ def load_mixed(folder: str | Path, tokenizer: CharTokenizer | None = None) -> Mi
     characters = check_settings(folder, settings, KIND, tokenizer)
     try:
         tables = load_file(folder / WEIGHTS)
-        prefix = "lstm."
-        weights = {name.removeprefix(prefix): tables.pop(name) for name in list(tables) if name.startswith(prefix)}
+        weights, scales = _taken(tables, "lstm."), _taken(tables, "scale.")
         lstm = WordLstm(from_mapping(WordLstmConfig, settings["lstm"], "lstm"))
-        lstm.load_state_dict({name: torch.from_numpy(value).float() for name, value in weights.items()})
+        for name, value in weights.items():
+            weights[name] = value.astype(np.float32) * (scales[name] if value.dtype == np.int8 else 1)
+        lstm.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
         return MixedLanguageModel(tables, lstm, tables.pop("shortlist"), settings["share"], characters).eval()
     except (
         SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, RuntimeError, ConfigError
