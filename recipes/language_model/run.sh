@@ -36,7 +36,7 @@ setup_venv ".[train]"
 python recipes/language_model/prepare.py "${prepare[@]}" output="$output/text"
 if [[ $kind == words ]]; then
     [[ -f $output/ngram/language_model.yaml ]] ||
-        python recipes/language_model/ngram.py text="$output/text" ngrams=2_000_000 output="$output/ngram"
+        python recipes/language_model/ngram.py text="$output/text" ngrams=700_000 output="$output/ngram"
     python recipes/language_model/word_lstm.py text="$output/text" ngram="$output/ngram" output="$output" "${train[@]}"
 else
     python recipes/language_model/train.py text="$output/text" output="$output" "${train[@]}"
