@@ -117,7 +117,7 @@ PRESETS: dict[str, DecodingConfig] = {
     # Without CTC nothing else speaks against EOS; with it a threshold only hinders CTC in ending a loop.
     "beam": DecodingConfig(eos_threshold=0.5, phases=4, **_GUARDS),
     "beam_ctc": DecodingConfig(ctc_weight=0.2, phases=4, warp=0.04, **_GUARDS),
-    # Tuned on half of dev-2spk with a smaller word n-gram model than ships (recipes/language_model/README.md).
+    # Tuned on half of dev-2spk with a word n-gram model alone (recipes/language_model/README.md).
     "beam_ctc_lm": DecodingConfig(
         beam=32,
         ctc_weight=0.5,
@@ -126,7 +126,7 @@ PRESETS: dict[str, DecodingConfig] = {
         ilm_weight=0.3,
         word_bonus=-3.0,
         phases=4,
-        merge_words=2,  # which is all that a 3-gram sees
+        merge_words=2,  # all that a 3-gram sees; with a word LSTM beside it 3 brought nothing
         **(_GUARDS | {"max_length_ratio": 1.2}),
     ),
 }
