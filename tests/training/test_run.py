@@ -232,3 +232,23 @@ def test_a_run_may_start_from_a_model_with_fewer_layers_and_no_positions(toy_set
     frames, lengths = torch.randn(2, 60, before.config.encoder.n_mels), torch.tensor([60, 41])
     h = before.encoder(frames, lengths)[0][:, :10]  # neither row's padding
     torch.testing.assert_close(after.encoder(frames, lengths)[0][:, :10], h, atol=1e-2, rtol=1e-2)  # fp16 in the folder
+
+
+def test_layers_above_residual_ones_begin_as_faint_copies_of_them(toy_settings, tmp_path):
+    encoder = toy_settings["model"]["encoder"]
+    toy_settings["trainer"] |= {"max_epochs": 1}
+    toy_settings["model"] = {**toy_settings["model"], "encoder": {**encoder, "layers": 5, "residual": 2}}
+    train(toy_settings)
+    again = toy_settings | {"output": str(tmp_path / "again"), "init_from": str(tmp_path / "run" / "model")}
+    again["model"] = {**toy_settings["model"], "encoder": {**encoder, "layers": 8, "residual": 5}}
+    again["training"] = toy_settings["training"] | {"learning_rate": 0.0, "final_learning_rate": 0.0}
+    train(again)
+    before = load_bundle(tmp_path / "run" / "model").model.encoder
+    after = load_bundle(tmp_path / "again" / "model").model.encoder
+    assert before.norms[3].weight.any()
+    for above, below in zip(range(8), [0, 1, 2, 3, 4, 3, 4, 3], strict=True):
+        strength = 0.25 if above > 4 else 1.0
+        for a, b in zip(after.layers[above].parameters(), before.layers[below].parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)  # fp16 in the folder
+        torch.testing.assert_close(after.norms[above].weight, strength * before.norms[below].weight, atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(after.norms[above].bias, strength * before.norms[below].bias, atol=1e-3, rtol=1e-2)
