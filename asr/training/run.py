@@ -532,7 +532,8 @@ def _start_from(module: LasModule, folder: str) -> None:
             "model.speller.positions or as many layers in model.encoder.layers as in model.encoder.residual"
         )
     state = bundle.model.state_dict()
-    module.model.load_state_dict(module.model.state_dict() | state | _stacked(state, bundle.model.config.encoder, added))
+    copies = _stacked(state, bundle.model.config.encoder, added)
+    module.model.load_state_dict(module.model.state_dict() | state | copies)
     module.normalizer.load_state_dict(bundle.normalizer.state_dict())
 
 
