@@ -50,6 +50,7 @@ def adapted(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
 
 FLAG_COLUMNS = 8  # one would do; rows of a multiple of 8 numbers, and of no power of 2, multiply fastest
 CLOSED = -1e4  # an input gate's sum before the sigmoid, which then is exactly 0 in fp32 and in bf16
+STACKED_STRENGTH = 0.25  # of a stacked layer: so much costs little at first (recipes/librispeech/README.md)
 
 
 class BiLSTM(nn.Module):
@@ -94,7 +95,8 @@ class PyramidalEncoder(nn.Module):
     """A stack of BiLSTMs with neighbouring frames joined on the way up, so that N = T // reduction.
 
     A residual layer's output is x + norm(BiLSTM(x)) (He et al. 2016), and its norm's scale begins at 0 (Goyal et al.
-    2017), so that a trained encoder can be given more layers and at first computes what it did.
+    2017), so that a trained encoder can be given more layers and at first computes what it did; `stack` has them begin
+    as copies instead.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -136,6 +138,19 @@ class PyramidalEncoder(nn.Module):
                 h = adapted(h, adaptation[i + 1])
             x = x + h if i >= self.plain else h
         return x, lengths
+
+    @torch.no_grad()
+    def stack(self, below: EncoderConfig) -> None:
+        """Make the layers above those of `below` faint copies of its residual layers, in turn; with none, leave them.
+
+        After Gong et al. 2019, "Efficient training of BERT by progressively stacking". What a copy adds to its input
+        is STACKED_STRENGTH times as large as what its original adds: at full strength h would be another.
+        """
+        for i in range(below.layers, self.config.layers if below.residual else 0):
+            original = below.layers - below.residual + (i - below.layers) % below.residual
+            self.layers[i].load_state_dict(self.layers[original].state_dict())
+            for mine, theirs in zip(self.norms[i].parameters(), self.norms[original].parameters(), strict=True):
+                mine.copy_(STACKED_STRENGTH * theirs)
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         return lengths // self.config.reduction

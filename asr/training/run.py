@@ -27,7 +27,6 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
 
 from asr.bundle import load_bundle, save_bundle
 from asr.config import from_mapping, to_mapping
@@ -48,7 +47,6 @@ from asr.corpus.passages import PassageSource
 from asr.corpus.text import PreparedText
 from asr.errors import ConfigError, CorpusError
 from asr.frontend import Normalizer
-from asr.model.encoder import EncoderConfig
 from asr.plots import save_figure
 from asr.training.checkpoint import (
     BestCheckpoint,
@@ -72,7 +70,6 @@ log = logging.getLogger(__name__)
 
 
 DEV_BATCH = 32  # utterances; a search takes its steps for all of them at once
-STACKED_STRENGTH = 0.25  # of added residual layers, copies of others: that much costs next to nothing at first
 NORMALIZER_SAMPLE = 1000  # utterances that mean and variance are taken over where there is no cache: some hours
 
 
@@ -531,27 +528,9 @@ def _start_from(module: LasModule, folder: str) -> None:
             f"init_from={folder} has another model ({difference}); give this run the same settings, but for "
             "model.speller.positions or as many layers in model.encoder.layers as in model.encoder.residual"
         )
-    state = bundle.model.state_dict()
-    copies = _stacked(state, bundle.model.config.encoder, added)
-    module.model.load_state_dict(module.model.state_dict() | state | copies)
+    module.model.load_state_dict(module.model.state_dict() | bundle.model.state_dict())
+    module.model.encoder.stack(bundle.model.config.encoder)
     module.normalizer.load_state_dict(bundle.normalizer.state_dict())
-
-
-def _stacked(state: Mapping[str, Tensor], config: EncoderConfig, added: int) -> dict[str, Tensor]:
-    """Weights of residual layers above the residual layers that there are: copies of these in turn, more faintly.
-
-    After Gong et al. 2019, "Efficient training of BERT by progressively stacking". What a copy adds to its input is
-    STACKED_STRENGTH times as large as what its original adds: at full strength the model would compute something else.
-    """
-    copies = {}
-    for above in range(added if config.residual else 0):
-        below = config.layers - config.residual + above % config.residual
-        for part, strength in (("layers", 1.0), ("norms", STACKED_STRENGTH)):
-            prefix = f"encoder.{part}.{below}."
-            for name, tensor in state.items():
-                if name.startswith(prefix):
-                    copies[f"encoder.{part}.{config.layers + above}.{name.removeprefix(prefix)}"] = tensor * strength
-    return copies
 
 
 def choose_precision(wanted: str) -> Any:

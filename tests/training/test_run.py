@@ -245,10 +245,10 @@ def test_layers_above_residual_ones_begin_as_faint_copies_of_them(toy_settings, 
     train(again)
     before = load_bundle(tmp_path / "run" / "model").model.encoder
     after = load_bundle(tmp_path / "again" / "model").model.encoder
-    assert before.norms[3].weight.any()
+    assert before.norms[3].weight.abs().mean() > 1e-4  # it began at 0
     for above, below in zip(range(8), [0, 1, 2, 3, 4, 3, 4, 3], strict=True):
         strength = 0.25 if above > 4 else 1.0
         for a, b in zip(after.layers[above].parameters(), before.layers[below].parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)  # fp16 in the folder
         for a, b in zip(after.norms[above].parameters(), before.norms[below].parameters(), strict=True):
-            torch.testing.assert_close(a, strength * b, atol=1e-3, rtol=1e-2)
+            torch.testing.assert_close(a, strength * b, atol=1e-6, rtol=1e-2)
