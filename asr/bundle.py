@@ -30,7 +30,7 @@ from asr.tokenizer import CharTokenizer
 
 __all__ = ["Bundle", "load_any_language_model", "load_bundle", "read_weights", "save_bundle"]
 
-FORMAT = 3  # raised when an older reader could not make sense of a newer folder
+FORMAT = 4  # raised when an older reader could not make sense of a newer folder
 
 
 @dataclass

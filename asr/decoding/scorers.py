@@ -45,7 +45,7 @@ class Step:
     position: int  # characters already written
     tokens: Tensor  # (R,) last character of each row; BOS at first
     attention: Tensor | None = None  # (R, N) of the speller's last hop at this step
-    first_hidden: Tensor | None = None  # (R, d) s_t of the speller's first hop at this step
+    spelled: SpellerState | None = None  # of the speller after this step
 
 
 class Scorer(Protocol):
@@ -111,7 +111,7 @@ class SpellerScorer:
             logits = logits / self.temperature
         if self.attends:
             step.attention = after.weights[:, -1]
-        step.first_hidden = after.hidden[:, 0]
+        step.spelled = after
         return logits.log_softmax(-1), replace(state, state=after)
 
     def select(self, state: _SpellerRows, rows: Tensor, tokens: Tensor) -> _SpellerRows:
@@ -392,6 +392,7 @@ class InternalLmScorer(LmScorer):
 
     def __init__(self, speller: Speller, weight: float, space: int | None = None, patience: float = math.inf) -> None:
         # Without feeding back what is heard, the first hop of the speller that hears is that of the one that does not.
+        self.speller = speller
         self.shares = speller.config.context == "attention" and not speller.sequential
         super().__init__(_UpperHops(speller) if self.shares else _Deaf(speller), weight, space)
         self.patience = patience
@@ -399,9 +400,11 @@ class InternalLmScorer(LmScorer):
     def score(self, state: tuple[Any, int], step: Step) -> tuple[Tensor, tuple[Any, int]]:
         if not self.shares:
             return super().score(state, step)
-        if step.first_hidden is None:
+        if step.spelled is None:
             raise ValueError("the internal language model needs the speller's scorer before it")
-        logits, after = self.model.step(step.first_hidden, state[0])
+        s, read = self.speller.alone(step.spelled)
+        logits, after = self.model.step(s, state[0])
+        logits = logits + read
         return _ends_like_a_word(logits.float().log_softmax(-1), self.space), (after, state[1])
 
     def most(self, state: tuple[Any, int], remaining: Tensor) -> Tensor:

@@ -8,6 +8,11 @@
 Every LSTM of the decoder but the first reads [a_t ; s_t] of the one below and attends again ("hops"): the second
 hop knows from a_t how far the listening has got, which the characters alone do not tell, and training still needs
 no loop over t.
+
+With a reader, a character LSTM that has learned from text what is written and then stays as it is, r_t of its state
+joins in: the first hop's s_t becomes s_t + W r_t, and the output gets V r_t. At first V is a share of the language
+model's own output, so that the speller begins as one that a language model is mixed into (Shan et al. 2019, "Component
+fusion").
 """
 
 from __future__ import annotations
@@ -22,12 +27,14 @@ from torch import Tensor, nn
 from asr.model.attention import ATTENTIONS, DotProductAttention
 from asr.model.dropout import ByteDropout
 from asr.model.encoder import length_mask
+from asr.model.language_model import CharLanguageModel, LanguageModelConfig
 from asr.model.lstm import PackedCell
 from asr.model.lstm import lstm as run_lstm
 
 __all__ = ["Memory", "Speller", "SpellerConfig", "SpellerState"]
 
 CONTEXTS = ("attention", "fixed", "cho")
+READER_SHARE = 0.3  # of the language model's logits in the speller's, to begin with; what fusion without a beam bears
 WAVELENGTHS = (8, 256)  # encoder states, 0.3 to 10 s: utterances longer than those of training have no new angles
 
 
@@ -41,6 +48,7 @@ class SpellerConfig:
     input_feeding: bool = False
     hops: int = 2  # decoder LSTMs, each attending; 1 is the plain form of the equations
     positions: int = 0  # sines and cosines of its place that are added to each h_i, by a matrix that begins at 0
+    reader: int = 0  # size of the state of an LSTM that has learned from text beforehand; 0: none
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
@@ -76,33 +84,35 @@ class Memory:
 
 @dataclass(frozen=True)
 class SpellerState:
-    """Between two steps: hidden and cell of each hop (B, hops, d), a_{t-1}, weights of the last hop (B, 1, N).
+    """Between two steps: hidden and cell of each LSTM, a_{t-1}, weights of the last hop (B, 1, N).
 
-    The weights are those of all hops (B, hops, N) where attention looks at its last ones. a_{t-1} is (B, d) with input
-    feeding, and otherwise (B, 0). With `rows` (B,), the hidden states of row i are hidden[rows[i]]: hypotheses that
-    differ in their last character alone share them, and their product.
+    Hidden and cell are (B, d) of each hop and, if there is one, (B, reader) of the reader, which comes last. The weights
+    are those of all hops (B, hops, N) where attention looks at its last ones. a_{t-1} is (B, d) with input feeding, and
+    otherwise (B, 0). With `rows` (B,), the hidden states of row i are hidden[.][rows[i]]: hypotheses that differ in their
+    last character alone share them, and their product.
     """
 
-    hidden: Tensor
-    cell: Tensor
+    hidden: tuple[Tensor, ...]
+    cell: tuple[Tensor, ...]
     context: Tensor
     weights: Tensor
     rows: Tensor | None = None
 
     def select(self, rows: Tensor) -> SpellerState:
-        cell, context, weights = (x.index_select(0, rows) for x in (self.cell, self.context, self.weights))
-        return SpellerState(self.hidden, cell, context, weights, rows if self.rows is None else self.rows[rows])
+        *cell, context, weights = (x.index_select(0, rows) for x in (*self.cell, self.context, self.weights))
+        rows = rows if self.rows is None else self.rows[rows]
+        return SpellerState(self.hidden, tuple(cell), context, weights, rows)
 
-    def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Hidden states (U, hops, d), each once and only if it goes on; and which of them each row (B,) has."""
+    def folded(self) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Hidden states (U, .), each once and only if it goes on; and which of them each row (B,) has."""
         if self.rows is None:
             return self.hidden, None
         used, rows = self.rows.unique(return_inverse=True)
-        return self.hidden.index_select(0, used), rows
+        return tuple(x.index_select(0, used) for x in self.hidden), rows
 
-    def unfolded(self) -> Tensor:
-        """Hidden states of each row (B, hops, d)."""
-        return self.hidden if self.rows is None else self.hidden.index_select(0, self.rows)
+    def unfolded(self) -> tuple[Tensor, ...]:
+        """Hidden states of each row (B, .)."""
+        return self.hidden if self.rows is None else tuple(x.index_select(0, self.rows) for x in self.hidden)
 
 
 def sinusoids(size: int, count: int, device: torch.device | str = "cpu") -> Tensor:
@@ -132,6 +142,12 @@ class Speller(nn.Module):
         if c.positions:
             self.position = nn.Linear(c.positions, c.d, bias=False)
             nn.init.zeros_(self.position.weight)  # a trained speller can be given them and at first does what it did
+        self.reader: CharLanguageModel | None = None
+        if c.reader:
+            self.reader = CharLanguageModel(LanguageModelConfig(vocabulary=c.vocabulary, d=c.reader))
+            self.reader.requires_grad_(False).output.requires_grad_()
+            self.read = nn.Linear(c.reader, c.d, bias=False)
+            nn.init.zeros_(self.read.weight)
         self.dropout = ByteDropout(c.dropout)
         self.output = nn.Linear(above, c.vocabulary)
         self._packed: list[PackedCell] = []  # of the LSTMs; see `pack`
@@ -143,7 +159,24 @@ class Speller(nn.Module):
             first, *others = self.lstms
             inputs = self.embedding.weight if first.input_size == self.config.embedding else None
             self._packed = [PackedCell(first, inputs), *(PackedCell(lstm) for lstm in others)]  # type: ignore[arg-type]
+            if self.reader is not None:
+                self._packed.append(PackedCell(self.reader.lstm, self.reader.embedding.weight))
         return self
+
+    @torch.no_grad()
+    def take_reader(self, model: CharLanguageModel) -> None:
+        """Read as this language model does, and let it count READER_SHARE times in the output.
+
+        Raises:
+            ValueError: it is of another shape.
+        """
+        if self.reader is None:
+            raise ValueError("this speller has no reader")
+        if replace(model.config, dropout=0.0) != self.reader.config:
+            raise ValueError(f"wanted is {self.reader.config}, this is {model.config}")
+        self.reader.load_state_dict(model.state_dict())
+        for parameter in self.reader.output.parameters():
+            parameter.mul_(READER_SHARE)
 
     def train(self, mode: bool = True) -> Speller:
         if mode:
@@ -177,12 +210,14 @@ class Speller(nn.Module):
     def start(self, memory: Memory) -> SpellerState:
         """The state before the first character: zeros, or C where the context is fixed or Cho's."""
         batch, frames, d = memory.h.shape
-        zeros = memory.h.new_zeros(batch, self.config.hops, d)
-        hidden = zeros if self.config.context == "attention" else memory.last[:, None].expand_as(zeros)
-        context = zeros[:, 0, : d if self.config.input_feeding else 0]
+        zeros = memory.h.new_zeros(batch, d)
+        cell = [zeros] * self.config.hops
+        hidden = cell if self.config.context == "attention" else [memory.last] * self.config.hops
+        reader = [memory.h.new_zeros(batch, self.config.reader)] if self.reader is not None else []
+        context = zeros[:, : d if self.config.input_feeding else 0]
         looks_back = any(a.sequential for a in self.attentions)
         weights = memory.h.new_zeros(batch, self.config.hops if looks_back else 1, frames)
-        return SpellerState(hidden, zeros, context, weights)
+        return SpellerState((*hidden, *reader), (*cell, *reader), context, weights)
 
     def step(self, characters: Tensor, memory: Memory, state: SpellerState) -> tuple[Tensor, SpellerState]:
         """Characters (B,) just written -> logits (B, V) of the next one, and the new state.
@@ -223,9 +258,16 @@ class Speller(nn.Module):
         lengths = torch.ones(batch, dtype=torch.long, device=weight.device)
         return self._memory(weight.new_zeros(batch, 1, self.config.d), lengths)
 
-    def _lstm(self, hop: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs (B, U, .) of one hop, states (B, d) -> outputs (B, U, d) and the states after the last."""
-        layer: nn.LSTM = self.lstms[hop]  # type: ignore[assignment]
+    def alone(self, state: SpellerState) -> tuple[Tensor, Tensor | float]:
+        """What a step had of the characters alone: s_t of the first hop (B, d), and the reader's logits (B, V) or 0."""
+        if self.reader is None:
+            return state.hidden[0], 0.0
+        r = state.hidden[-1]
+        return state.hidden[0] + self.read(r), self.reader.output(r)
+
+    @staticmethod
+    def _lstm(layer: nn.LSTM, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs (B, U, .) of one LSTM, states (B, d) -> outputs (B, U, d) and the states after the last."""
         if x.shape[1] == 1:  # a third of the time that one step of nn.LSTM takes on CPU
             h, c = torch.lstm_cell(x[:, 0], (h, c), *layer.all_weights[0])
             return h[:, None], h, c
@@ -249,16 +291,27 @@ class Speller(nn.Module):
             x = torch.cat([x, c_vector.to(x.dtype)], dim=-1)
         packed = self._packed if steps == 1 and x.dtype == torch.float32 and not x.is_cuda else []
         old, repeats = state.folded() if packed else (state.unfolded(), None)
-        hidden, cell, weights, alpha = [], [], [], None
-        for hop in range(c.hops):
+        lstms: list[nn.LSTM] = [*self.lstms]  # type: ignore[list-item]
+        r = None
+        if self.reader is not None:
+            lstms.append(self.reader.lstm)
+        hidden, cell = list(old), list(state.cell)
+
+        def run(lstm: int, x: Tensor) -> Tensor:
+            """Inputs (B, U, .) of an LSTM -> outputs (B, U, .); its state goes on."""
             if packed:
-                inputs = x if packed[hop].products is None else characters
-                h_n, c_n = packed[hop](inputs[:, 0], old[:, hop], state.cell[:, hop], repeats)
-                s = h_n[:, None]
-            else:
-                s, h_n, c_n = self._lstm(hop, x, old[:, hop], state.cell[:, hop])
-            hidden.append(h_n)
-            cell.append(c_n)
+                inputs = x if packed[lstm].products is None else characters
+                hidden[lstm], cell[lstm] = packed[lstm](inputs[:, 0], old[lstm], state.cell[lstm], repeats)
+                return hidden[lstm][:, None]
+            out, hidden[lstm], cell[lstm] = self._lstm(lstms[lstm], x, old[lstm], state.cell[lstm])
+            return out
+
+        weights, alpha = [], None
+        for hop in range(c.hops):
+            s = run(hop, x)
+            if hop == 0 and self.reader is not None:
+                r = run(-1, self.reader.embedding(characters))
+                s = s + self.read(r)
             s = self.dropout(s)
             if c.context == "attention":
                 attention, values, keys = self.attentions[hop], memory.values[hop], memory.keys[hop]
@@ -279,12 +332,16 @@ class Speller(nn.Module):
                 x = torch.cat([c_vector.to(s.dtype), s], dim=-1) if c.context == "cho" else s
         state = replace(
             state,
-            hidden=torch.stack(hidden, 1),
-            cell=torch.stack(cell, 1),
+            hidden=tuple(hidden),
+            cell=tuple(cell),
             context=a[:, -1] if c.input_feeding else state.context,
             weights=torch.stack(weights, 1) if weights else state.weights,
             rows=None,
         )
         if weights and not c.input_feeding:
-            return a + nn.functional.linear(s, self.output.weight[:, d:], self.output.bias), alpha, state
-        return self.output(x), alpha, state
+            logits = a + nn.functional.linear(s, self.output.weight[:, d:], self.output.bias)
+        else:
+            logits = self.output(x)
+        if self.reader is not None:
+            logits = logits + self.reader.output(r)
+        return logits, alpha, state

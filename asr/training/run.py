@@ -47,6 +47,7 @@ from asr.corpus.passages import PassageSource
 from asr.corpus.text import PreparedText
 from asr.errors import ConfigError, CorpusError
 from asr.frontend import Normalizer
+from asr.model.language_model import load_language_model
 from asr.plots import save_figure
 from asr.training.checkpoint import (
     BestCheckpoint,
@@ -230,8 +231,9 @@ def train(settings: Mapping[str, Any], extra: Sequence[callbacks.Callback] = ())
     module = LasModule.from_settings(settings)
     data = SpeechData(settings["corpus"], module)
     started = bool(settings.get("init_from")) and resume is None
-    if started:
-        _start_from(module, settings["init_from"])
+    reads = started and _start_from(module, settings["init_from"])
+    if resume is None:
+        _take_reader(module, settings.get("reader_from"), reads)
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
         _prepare_disk(settings, checkpoints, module, data)
     data.load(None if started else module.normalizer)
@@ -508,11 +510,12 @@ def count_processes(settings: Mapping[str, Any]) -> tuple[int, int]:
     return local, settings["num_nodes"]
 
 
-def _start_from(module: LasModule, folder: str) -> None:
-    """Take over a model folder's weights and its normalisation, which they were trained with.
+def _start_from(module: LasModule, folder: str) -> bool:
+    """Take over a model folder's weights and its normalisation, which they were trained with; whether it has a reader.
 
-    The run's encoder may have more residual layers at its top, and its speller positions. Positions begin as if they
-    were not there, and so do layers above a model without residual ones; above residual layers they are stacked.
+    The run's encoder may have more residual layers at its top, and its speller positions and a reader. Positions begin
+    as if they were not there, and so do layers above a model without residual ones; above residual layers they are
+    stacked.
     """
     bundle = load_bundle(find_model(folder))
     given, wanted = bundle.model.config, module.model.config
@@ -520,17 +523,36 @@ def _start_from(module: LasModule, folder: str) -> None:
     if added > 0:
         encoder = replace(given.encoder, layers=wanted.encoder.layers, residual=given.encoder.residual + added)
         given = replace(given, encoder=encoder)
-    if not given.speller.positions:
-        given = replace(given, speller=replace(given.speller, positions=wanted.speller.positions))
+    for part in ("positions", "reader"):
+        if not getattr(given.speller, part):
+            given = replace(given, speller=replace(given.speller, **{part: getattr(wanted.speller, part)}))
     if differences(to_mapping(given), to_mapping(wanted)):
         difference = differences(to_mapping(bundle.model.config), to_mapping(wanted))
         raise ConfigError(
             f"init_from={folder} has another model ({difference}); give this run the same settings, but for "
-            "model.speller.positions or as many layers in model.encoder.layers as in model.encoder.residual"
+            "model.speller.positions, model.speller.reader or as many layers in model.encoder.layers as in "
+            "model.encoder.residual"
         )
     module.model.load_state_dict(module.model.state_dict() | bundle.model.state_dict())
     module.model.encoder.stack(bundle.model.config.encoder)
     module.normalizer.load_state_dict(bundle.normalizer.state_dict())
+    return bundle.model.speller.reader is not None
+
+
+def _take_reader(module: LasModule, folder: str | None, reads: bool) -> None:
+    """Have the speller's reader begin as the language model at `folder`; with none, see that it `reads` already."""
+    speller = module.model.speller
+    if folder is None:
+        if speller.reader is not None and not reads:
+            raise ConfigError(
+                f"model.speller.reader={speller.config.reader} has read nothing yet; reader_from=FOLDER names a "
+                "character language model of that size, which recipes/language_model/train.py makes"
+            )
+        return
+    try:
+        speller.take_reader(load_language_model(folder, module.tokenizer))
+    except ValueError as error:
+        raise ConfigError(f"reader_from={folder} does not fit model.speller.reader: {error}") from error
 
 
 def choose_precision(wanted: str) -> Any:

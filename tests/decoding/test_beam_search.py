@@ -28,6 +28,7 @@ SPELLERS: dict[str, dict[str, Any]] = {
     "location": {"attention": "location"},
     "additive": {"attention": "additive", "hops": 1},
     "general": {"attention": "general"},
+    "reader": {"reader": 10},
     "fixed": {"context": "fixed"},
     "cho": {"context": "cho"},
 }

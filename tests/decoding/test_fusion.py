@@ -25,6 +25,7 @@ SPELLERS: dict[str, dict[str, Any]] = {
     "input feeding": {"input_feeding": True},
     "location": {"attention": "location"},
     "additive": {"attention": "additive"},
+    "reader": {"reader": 10},
     "cho": {"context": "cho"},
 }
 
@@ -119,7 +120,8 @@ def test_the_internal_model_of_the_utterances_that_go_on() -> None:
         scorer = InternalLmScorer(model.speller, -1.0)
         h, lengths = random_states([6, 3])
         state = scorer.keep(scorer.start(h, lengths, 2), torch.tensor([1]))
-        scores, _ = scorer.score(state, Step(4, torch.tensor([7, 7]), first_hidden=torch.zeros(2, 12)))
+        silent = model.speller.start(model.speller.memory(h, lengths))
+        scores, _ = scorer.score(state, Step(4, torch.tensor([7, 7]), spelled=silent))
         assert scores.shape == (2, 32)
 
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from asr.model import EncoderConfig, ListenAttendSpell, ModelConfig, Speller, SpellerConfig
+from asr.model.language_model import CharLanguageModel, LanguageModelConfig
 from asr.model.lstm import PackedCell
-from asr.model.speller import sinusoids
+from asr.model.speller import READER_SHARE, sinusoids
 
 VARIANTS = {
     "attention": {},
@@ -11,6 +12,8 @@ VARIANTS = {
     "input feeding": {"input_feeding": True},
     "input feeding, one hop": {"input_feeding": True, "hops": 1},
     "positions": {"positions": 4},
+    "reader": {"reader": 6},
+    "reader, one hop, input feeding": {"reader": 6, "hops": 1, "input_feeding": True},
     "general": {"attention": "general"},
     "location": {"attention": "location", "hops": 1},
     "location, two hops": {"attention": "location"},
@@ -23,6 +26,8 @@ def make(**settings) -> Speller:
     speller = Speller(SpellerConfig(vocabulary=9, d=8, embedding=5, **settings)).eval()
     if speller.position is not None:
         torch.nn.init.normal_(speller.position.weight)  # it begins at 0
+    if speller.reader is not None:
+        torch.nn.init.normal_(speller.read.weight)  # so does this
     return speller
 
 
@@ -105,8 +110,8 @@ def test_selecting_rows_of_selected_rows(batch):
     memory = speller.memory(h, lengths)
     _, state = speller.step(characters[:, 0], memory, speller.start(memory))
     twice = state.select(torch.tensor([1, 0, 1])).select(torch.tensor([2, 1]))
-    assert torch.equal(twice.unfolded(), state.hidden[[1, 0]])
-    assert torch.equal(twice.cell, state.cell[[1, 0]])
+    for ours, expected in ((twice.unfolded(), state.hidden), (twice.cell, state.cell)):
+        assert [x.tolist() for x in ours] == [x[[1, 0]].tolist() for x in expected]
 
 
 def test_positions_begin_as_if_they_were_not_there_and_learn(batch):
@@ -139,9 +144,38 @@ def test_positions_are_sines_and_cosines():
         SpellerConfig(positions=3)
 
 
+def test_a_reader_begins_as_a_share_of_the_language_model_and_is_not_trained(batch):
+    h, lengths, characters = batch
+    without, model = make(), CharLanguageModel(LanguageModelConfig(vocabulary=9, d=6)).eval()
+    speller = Speller(SpellerConfig(vocabulary=9, d=8, embedding=5, reader=6)).eval()
+    speller.load_state_dict(speller.state_dict() | without.state_dict())
+    speller.take_reader(model)
+    logits, _ = speller(characters, speller.memory(h, lengths))
+    expected = without(characters, without.memory(h, lengths))[0] + READER_SHARE * model(characters)[0]
+    torch.testing.assert_close(logits, expected)
+    logits.square().sum().backward()
+    untrained = {name for name, p in speller.named_parameters() if p.grad is None}
+    assert untrained == {
+        "reader.embedding.weight",
+        *(f"reader.lstm.{name}" for name in speller.reader.lstm.state_dict()),
+    }
+    assert speller.read.weight.grad.abs().amin() > 0
+    assert speller.reader.output.weight.grad.abs().amin() > 0
+    with pytest.raises(ValueError, match=r"wanted is .*d=6.*, this is .*d=7"):
+        speller.take_reader(CharLanguageModel(LanguageModelConfig(vocabulary=9, d=7)))
+    with pytest.raises(ValueError, match="no reader"):
+        without.take_reader(model)
+
+
 def test_only_input_feeding_and_location_need_a_loop():
     loops = {name for name, settings in VARIANTS.items() if make(**settings).sequential}
-    assert loops == {"input feeding", "input feeding, one hop", "location", "location, two hops"}
+    assert loops == {
+        "input feeding",
+        "input feeding, one hop",
+        "reader, one hop, input feeding",
+        "location",
+        "location, two hops",
+    }
 
 
 @pytest.mark.parametrize("context", ["fixed", "cho"])
@@ -165,7 +199,7 @@ def test_fixed_crosses_over_once_and_cho_at_every_step(batch):
         speller = make(context=context, hops=1)
         assert speller.lstms[0].input_size == input_size
         assert speller.output.in_features == output_size
-        assert torch.equal(speller.start(speller.memory(h, lengths)).hidden[1, 0], h[1, 3])
+        assert torch.equal(speller.start(speller.memory(h, lengths)).hidden[0][1], h[1, 3])
 
 
 def test_input_feeding_puts_the_last_context_into_the_input(batch):

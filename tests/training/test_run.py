@@ -19,6 +19,7 @@ from asr.corpus.passages import PassageSource
 from asr.corpus.text import PreparedText, prepare_text
 from asr.errors import ConfigError, CorpusError
 from asr.model import ListenAttendSpell, PyramidalEncoder
+from asr.model.language_model import CharLanguageModel, LanguageModelConfig, save_language_model
 from asr.tokenizer import CharTokenizer
 from asr.training.module import LasModule, TrainingStoppedError, spelling_loss
 from asr.training.run import SpeechData, steepest_fall, train
@@ -252,3 +253,25 @@ def test_layers_above_residual_ones_begin_as_faint_copies_of_them(toy_settings, 
             torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)  # fp16 in the folder
         for a, b in zip(after.norms[above].parameters(), before.norms[below].parameters(), strict=True):
             torch.testing.assert_close(a, strength * b, atol=1e-6, rtol=1e-2)
+
+
+def test_a_reader_begins_as_a_language_model_and_stays_as_it_is(toy_settings, tmp_path):
+    toy_settings["trainer"] |= {"max_epochs": 1}
+    train(toy_settings)
+    again = toy_settings | {"output": str(tmp_path / "again"), "init_from": str(tmp_path / "run" / "model")}
+    again["model"] = {**toy_settings["model"], "speller": {**toy_settings["model"]["speller"], "reader": 8}}
+    with pytest.raises(ConfigError, match=r"reader=8 has read nothing yet; reader_from=FOLDER"):
+        train(again)
+    for d in (9, 8):
+        model = CharLanguageModel(LanguageModelConfig(d=d))
+        save_language_model(tmp_path / f"read{d}", model, CharTokenizer(), {})
+    with pytest.raises(ConfigError, match=r"reader_from=.*read9 does not fit .*d=8.*, this is .*d=9"):
+        train(again | {"reader_from": str(tmp_path / "read9")})
+    train(again | {"reader_from": str(tmp_path / "read8")})
+    once = load_bundle(tmp_path / "again" / "model").model.speller
+    for a, b in zip(once.reader.lstm.parameters(), model.lstm.parameters(), strict=True):
+        assert torch.equal(a, b.half().float())
+    assert once.read.weight.any()  # it began at 0
+    train(again | {"output": str(tmp_path / "third"), "init_from": str(tmp_path / "again" / "model")})
+    twice = load_bundle(tmp_path / "third" / "model").model.speller
+    assert torch.equal(twice.reader.embedding.weight, once.reader.embedding.weight)
