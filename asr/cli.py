@@ -282,7 +282,8 @@ def info(
         "encoder": f"{encoder.layers} BiLSTM layers, d = {encoder.d}, N = T / {encoder.reduction}",
         "speller": f"{speller.hops} LSTM x d = {speller.d}, context: {speller.context}"
         + (f" ({speller.attention})" if speller.context == "attention" else "")
-        + (", input feeding" if speller.input_feeding else ""),
+        + (", input feeding" if speller.input_feeding else "")
+        + (f", reader of d = {speller.reader}" if speller.reader else ""),
         "frontend": f"{bundle.frontend.config.n_mels} log-mel bands at {bundle.frontend.config.sample_rate} Hz",
         "characters": bundle.tokenizer.characters,
         "training": bundle.training,

@@ -86,10 +86,10 @@ class Memory:
 class SpellerState:
     """Between two steps: hidden and cell of each LSTM, a_{t-1}, weights of the last hop (B, 1, N).
 
-    Hidden and cell are (B, d) of each hop and, if there is one, (B, reader) of the reader, which comes last. The weights
-    are those of all hops (B, hops, N) where attention looks at its last ones. a_{t-1} is (B, d) with input feeding, and
-    otherwise (B, 0). With `rows` (B,), the hidden states of row i are hidden[.][rows[i]]: hypotheses that differ in their
-    last character alone share them, and their product.
+    Hidden and cell are (B, d) of each hop and, if there is one, (B, reader) of the reader, which comes last. The
+    weights are those of all hops (B, hops, N) where attention looks at its last ones. a_{t-1} is (B, d) with input
+    feeding, and otherwise (B, 0). With `rows` (B,), the hidden states of row i are hidden[.][rows[i]]: hypotheses that
+    differ in their last character alone share them, and their product.
     """
 
     hidden: tuple[Tensor, ...]
@@ -291,10 +291,7 @@ class Speller(nn.Module):
             x = torch.cat([x, c_vector.to(x.dtype)], dim=-1)
         packed = self._packed if steps == 1 and x.dtype == torch.float32 and not x.is_cuda else []
         old, repeats = state.folded() if packed else (state.unfolded(), None)
-        lstms: list[nn.LSTM] = [*self.lstms]  # type: ignore[list-item]
-        r = None
-        if self.reader is not None:
-            lstms.append(self.reader.lstm)
+        lstms: list[nn.LSTM] = [*self.lstms, *([self.reader.lstm] if self.reader else [])]  # type: ignore[list-item]
         hidden, cell = list(old), list(state.cell)
 
         def run(lstm: int, x: Tensor) -> Tensor:
@@ -306,7 +303,7 @@ class Speller(nn.Module):
             out, hidden[lstm], cell[lstm] = self._lstm(lstms[lstm], x, old[lstm], state.cell[lstm])
             return out
 
-        weights, alpha = [], None
+        weights, alpha, r = [], None, x
         for hop in range(c.hops):
             s = run(hop, x)
             if hop == 0 and self.reader is not None:
