@@ -291,7 +291,7 @@ class Speller(nn.Module):
             x = torch.cat([x, c_vector.to(x.dtype)], dim=-1)
         packed = self._packed if steps == 1 and x.dtype == torch.float32 and not x.is_cuda else []
         old, repeats = state.folded() if packed else (state.unfolded(), None)
-        lstms: list[nn.LSTM] = [*self.lstms, *([self.reader.lstm] if self.reader else [])]  # type: ignore[list-item]
+        lstms: list[nn.LSTM] = [*self.lstms, *([self.reader.lstm] if self.reader else [])]
         hidden, cell = list(old), list(state.cell)
 
         def run(lstm: int, x: Tensor) -> Tensor:
