@@ -7,8 +7,8 @@
 #     recipes/librispeech/run.sh experiment=small trainer.max_epochs=20      # one stage with settings of your own
 #
 # With text= come a third stage of training, on utterances joined from runs of the speakers' words, on copies of all speech
-# in rooms too, and with noises=FOLDER in noise, and a short fourth, nearly all on recorded speech. What else is given goes to
-# train.py. The folder of the run is runs/librispeech, or output=.
+# in rooms too, and with noises=FOLDER in noise, with a reader in the speller that has learned from the text, and a short
+# fourth, nearly all on recorded speech. What else is given goes to train.py. The folder of the run is runs/librispeech, or output=.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -58,6 +58,8 @@ else # CTC first, then the speller with guidance; then on at a lower learning ra
         [[ -d $root/LibriSpeech ]] && folder=$root/LibriSpeech
         recipes/synthetic/run.sh "$text" overlap_with="[$folder/${dev//,/,$folder/}]" hours="$hours" "${noises[@]}" \
             output="$output/spoken"
+        python recipes/language_model/train.py text="$output/spoken/text" model.d=512 trainer.max_minutes=60 \
+            output="$output/reader"
         for subset in ${trained//,/ }; do
             python recipes/synthetic/augment.py root="$root" subset="$subset" output="$output/spoken" "${noises[@]}"
             python recipes/synthetic/splice.py root="$root" subset="$subset" model_dir="$second/model" run=4 copies=4 \
@@ -71,8 +73,9 @@ else # CTC first, then the speller with guidance; then on at a lower learning ra
         python recipes/librispeech/prepare.py corpus.root="$output/spliced" "corpus.subsets=[$spliced]" \
             output="$output/manifests"
         all=("${common[@]}" "corpus.train=[$trained,$spliced,$subsets]" "corpus.unperturbed=[$subsets]")
-        python recipes/librispeech/train.py experiment=compact_spoken init_from="$second/model" output="$output/third" \
-            "${all[@]}" "corpus.shares={${spliced//,/: 0.25, }: 0.25, ${subsets//,/: 0.2, }: 0.2}"
+        python recipes/librispeech/train.py experiment=compact_spoken init_from="$second/model" \
+            reader_from="$output/reader/model" output="$output/third" "${all[@]}" \
+            "corpus.shares={${spliced//,/: 0.25, }: 0.25, ${subsets//,/: 0.2, }: 0.2}"
         # and in the end with hardly anything but recorded speech
         python recipes/librispeech/train.py experiment=compact_recorded init_from="$output/third/model" \
             output="$output" "${all[@]}" "corpus.shares={${spliced//,/: 0.1, }: 0.1, ${subsets//,/: 0.05, }: 0.05}"

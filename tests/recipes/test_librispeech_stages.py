@@ -34,13 +34,15 @@ def test_the_second_stage_has_the_model_of_the_first_and_more_residual_layers():
     )
 
 
-def test_the_third_stage_has_the_model_of_the_second_and_positions():
+def test_the_third_stage_has_the_model_of_the_second_and_positions_and_a_reader():
     further, spoken = (
         from_mapping(ModelConfig, settings(f"experiment={name}")["model"], "model")
         for name in ("compact_further", "compact_spoken")
     )
-    assert spoken.speller.positions > 0
-    assert spoken == replace(further, speller=replace(further.speller, positions=spoken.speller.positions))
+    positions, reader = spoken.speller.positions, spoken.speller.reader
+    assert positions > 0
+    assert spoken == replace(further, speller=replace(further.speller, positions=positions, reader=reader))
+    assert f"model.d={reader} " in (ROOT / "recipes/librispeech/run.sh").read_text()
 
 
 def test_the_fourth_stage_has_the_model_of_the_third():
