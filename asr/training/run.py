@@ -46,7 +46,8 @@ from asr.corpus.dataset import (
 from asr.corpus.passages import PassageSource
 from asr.corpus.text import PreparedText
 from asr.errors import ConfigError, CorpusError
-from asr.frontend import Normalizer
+from asr.frontend import FrontendConfig, Normalizer
+from asr.model import ModelConfig
 from asr.model.language_model import load_language_model
 from asr.plots import save_figure
 from asr.training.checkpoint import (
@@ -579,8 +580,9 @@ def _resume_from(settings: Mapping[str, Any], checkpoints: Path) -> Path | None:
         return None
     state = load_checkpoint(path)
     module = LasModule.from_settings(settings)
-    for part in ("model", "frontend"):
-        keys = differences(state["hyper_parameters"][part], module.hparams[part])
+    for part, kind in (("model", ModelConfig), ("frontend", FrontendConfig)):
+        then = to_mapping(from_mapping(kind, state["hyper_parameters"][part], part))  # with what has been added since
+        keys = differences(then, module.hparams[part])
         if keys:
             raise ConfigError(f"{path}: was trained with other {part} settings ({keys}); set them back or start anew")
     return path

@@ -21,6 +21,7 @@ from asr.errors import ConfigError, CorpusError
 from asr.model import ListenAttendSpell, PyramidalEncoder
 from asr.model.language_model import CharLanguageModel, LanguageModelConfig, save_language_model
 from asr.tokenizer import CharTokenizer
+from asr.training.checkpoint import latest_checkpoint, load_checkpoint
 from asr.training.module import LasModule, TrainingStoppedError, spelling_loss
 from asr.training.run import SpeechData, steepest_fall, train
 
@@ -275,3 +276,17 @@ def test_a_reader_begins_as_a_language_model_and_stays_as_it_is(toy_settings, tm
     train(again | {"output": str(tmp_path / "third"), "init_from": str(tmp_path / "again" / "model")})
     twice = load_bundle(tmp_path / "third" / "model").model.speller
     assert torch.equal(twice.reader.embedding.weight, once.reader.embedding.weight)
+
+
+def test_a_run_goes_on_though_settings_were_added_since(toy_settings, tmp_path):
+    toy_settings["trainer"] |= {"max_epochs": 1}
+    train(toy_settings)
+    path = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    checkpoint = load_checkpoint(path)
+    for part in ("speller", "encoder"):
+        for key in ("reader", "positions", "residual"):
+            checkpoint["hyper_parameters"]["model"][part].pop(key, None)
+    torch.save(checkpoint, tmp_path / "older.ckpt")  # the loaded one is mapped into memory
+    (tmp_path / "older.ckpt").replace(path)
+    train(toy_settings | {"trainer": toy_settings["trainer"] | {"max_epochs": 2}})
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 2
