@@ -391,8 +391,8 @@ class InternalLmScorer(LmScorer):
     """
 
     def __init__(self, speller: Speller, weight: float, space: int | None = None, patience: float = math.inf) -> None:
-        # Without feeding back what is heard, the first hop of the speller that hears is that of the one that does not.
         self.speller = speller
+        # Without feeding back what is heard, the first hop of the speller that hears is that of the one that does not.
         self.shares = speller.config.context == "attention" and not speller.sequential
         super().__init__(_UpperHops(speller) if self.shares else _Deaf(speller), weight, space)
         self.patience = patience

@@ -8,7 +8,8 @@
 #
 # With text= come a third stage of training, on utterances joined from runs of the speakers' words, on copies of all speech
 # in rooms too, and with noises=FOLDER in noise, with a reader in the speller that has learned from the text, and a short
-# fourth, nearly all on recorded speech. What else is given goes to train.py. The folder of the run is runs/librispeech, or output=.
+# fourth, nearly all on recorded speech. What else is given goes to train.py. The folder of the run is runs/librispeech, or
+# output=.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

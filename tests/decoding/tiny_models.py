@@ -24,6 +24,8 @@ def make_model(characters: int = 28, scale: float = 4.0, seed: int = 0, **spelle
     config = SpellerConfig(vocabulary=4 + characters, d=D, embedding=6, **speller)
     model = ListenAttendSpell(ModelConfig(EncoderConfig(n_mels=8, d=D, layers=2), config)).eval()
     with torch.no_grad():
+        if model.speller.reader is not None:
+            torch.nn.init.normal_(model.speller.read.weight, std=0.1)  # it begins at 0
         for parameter in [*model.speller.parameters(), *model.ctc.parameters()]:
             parameter.mul_(scale)
         model.speller.output.bias[CharTokenizer.unk_id] = -1e4  # the plain greedy loop would write it
