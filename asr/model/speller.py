@@ -230,17 +230,10 @@ class Speller(nn.Module):
     def forward(self, characters: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
         """Characters (B, U) beginning with BOS -> logits (B, U, V), last hop's weights (B, U, N) or None.
 
-        There may be K rows for each row of `memory`, one after another, as in `step`.
         Without input feeding and location-aware attention the whole sequence is one LSTM call and one batched
         matrix product a hop; otherwise it is a loop over `step`.
         """
         state = self.start(memory)
-        if len(characters) > len(memory.h):
-            each = torch.arange(len(memory.h), device=memory.h.device)
-            each = each.repeat_interleave(len(characters) // len(memory.h))
-            state = state.select(each)
-            if self.sequential:  # attention that looks back at its weights takes one query a row
-                memory = memory.select(each)
         if not self.sequential:
             logits, weights, _ = self._run(characters, memory, state)
             return logits, weights

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from asr.config import from_mapping, to_mapping
 from asr.corpus.dataset import Batch
 from asr.corpus.passages import PassageSource
-from asr.decoding.beam_search import PRESETS, DecodingConfig, Hypothesis, beam_search
+from asr.decoding.beam_search import PRESETS, DecodingConfig, beam_search
 from asr.decoding.greedy import ctc_greedy
 from asr.errors import AsrError
 from asr.frontend import FrontendConfig, Normalizer, SpecAugment, SpecAugmentConfig
@@ -26,7 +26,6 @@ from asr.model import ListenAttendSpell, ModelConfig
 from asr.model.encoder import length_mask
 from asr.tokenizer import CharTokenizer
 from asr.training.completion import completion_loss, optimal_completions
-from asr.training.risk import expected_errors
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +64,6 @@ class TrainingConfig:
     average: int = 1  # checkpoints with the best dev WER that are kept; above 1 the mean of their weights is tried too
     scheduled_sampling: float = 0.0  # at the end of training, this share of the speller's inputs are its own outputs
     optimal_completion: float = 0.0  # share of the steps that learn from what the search spells, and its mistakes
-    minimum_risk: float = 0.0  # weight, in the steps of optimal_completion, of the expected word errors a character
-    risk_hypotheses: int = 4  # of each utterance, which that expectation is over
     consistency: float = 0.0  # weight, beside CTC's loss, of how far CTC's heads on two changed copies are apart
     weight_noise: float = 0.0  # standard deviation of Gaussian noise on the weight matrices while a gradient is taken
     find_learning_rate: bool = False  # try rising rates over 100 steps, suggest one, write a plot and stop
@@ -81,12 +78,6 @@ class TrainingConfig:
             raise ValueError(f"scheduled_sampling must be 0 .. 1, got {self.scheduled_sampling}")
         if not 0 <= self.optimal_completion <= 1:
             raise ValueError(f"optimal_completion must be 0 .. 1, got {self.optimal_completion}")
-        if self.minimum_risk < 0:
-            raise ValueError(f"minimum_risk must not be negative, got {self.minimum_risk}")
-        if self.minimum_risk and not self.optimal_completion:
-            raise ValueError("minimum_risk counts in the steps of optimal_completion; give both")
-        if self.risk_hypotheses < 2:
-            raise ValueError(f"risk_hypotheses must be at least 2, got {self.risk_hypotheses}")
         if self.text_weight < 0:
             raise ValueError(f"text_weight must not be negative, got {self.text_weight}")
         if self.consistency < 0:
@@ -338,12 +329,8 @@ class LasModule(lightning.LightningModule):
         if self.epochs_done < self.settings.ctc_only_epochs:
             return self._log_loss(ctc, batch)
         memory = self.model.speller.memory(h, lengths)
-        found: list[list[Hypothesis]] = []
         if self.spells_itself:
-            found = self._search(batch, h, lengths)
-            if self.settings.minimum_risk:  # of a batch that is there twice the first copy is enough
-                memory = memory.select(torch.arange(len(batch.ids), device=h.device))
-            inputs, best = self._own_spelling(batch, found, len(memory.h))
+            inputs, best = self._own_spelling(batch, h, lengths)
         else:
             inputs, best = batch.characters[:, :-1], self._as_said(batch)
             if self.sampling:
@@ -352,16 +339,11 @@ class LasModule(lightning.LightningModule):
         logits, weights = self.model.speller(inputs, memory)
         attention = completion_loss(logits, best, self.settings.label_smoothing)
         weight = self.ctc_weight
-        size = len(batch.ids)
         loss = (1 - weight) * attention + weight * ctc
-        if found and self.settings.minimum_risk:
-            risk = self._risk(batch, found, logits)
-            self.log("train/risk", risk.detach(), batch_size=size)
-            loss = loss + (1 - weight) * self.settings.minimum_risk * risk
+        size = len(batch.ids)
         if self.guidance and weights is not None:
             width = self.settings.guided_attention_width
-            heard = memory.mask.sum(-1).repeat_interleave(len(weights) // len(memory.mask))
-            off = off_diagonal(weights, heard, best.any(-1).sum(-1), width)
+            off = off_diagonal(weights, lengths, best.any(-1).sum(-1), width)
             self.log("train/off_diagonal", off.detach(), batch_size=size)
             loss = loss + self.guidance * off
         if self.text is not None and self.settings.text_weight:
@@ -405,51 +387,22 @@ class LasModule(lightning.LightningModule):
             said != CharTokenizer.pad_id
         )
 
-    def _search(self, batch: Batch, h: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
-        """What the search makes of the batch now; with `minimum_risk` its best hypotheses, as many of each utterance.
+    def _own_spelling(self, batch: Batch, h: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Speller inputs (B, T) as the search spells the batch now, and what is best after each (B, T, V).
 
-        Of a batch that is there twice, of the first copy.
+        Of a batch that is there twice, what the first copy is spelled like serves the second too.
         """
         training = self.model.training
         self.model.eval()
+        copies = len(h) // len(batch.ids)
         h, lengths = h[: len(batch.ids)], lengths[: len(batch.ids)]
-        size = self.settings.risk_hypotheses if self.settings.minimum_risk else 1
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
-            config = replace(JOINT, beam=size, nbest=size)
-            found = beam_search(self.model, h.detach().float(), lengths, config, self.tokenizer)
+            found = beam_search(self.model, h.detach().float(), lengths, JOINT, self.tokenizer)
         self.model.train(training)
-        return found
-
-    def _own_spelling(self, batch: Batch, found: Sequence[Sequence[Hypothesis]], rows: int) -> tuple[Tensor, Tensor]:
-        """Speller inputs (B, T) as the search spelled the batch, and what is best after each (B, T, V).
-
-        Several hypotheses of an utterance follow one another; in the place of those that it lacks stands its best.
-
-        rows: of the memory they are spelled from; of two copies of the batch, the second is spelled like the first
-        """
-        size = max(map(len, found))
-        copies = rows // len(found)
-        several = [hypothesis for row in found for hypothesis in (*row, *[row[0]] * (size - len(row)))]
-        written = [torch.tensor([CharTokenizer.bos_id, *hypothesis.tokens]) for hypothesis in several]
-        inputs = pad_sequence(written * copies, batch_first=True, padding_value=CharTokenizer.pad_id)
-        inputs = inputs.to(batch.characters.device)
-        characters, lengths = (
-            x[:rows].repeat_interleave(size, dim=0) for x in (batch.characters, batch.character_lengths)
-        )
+        written = [torch.tensor([CharTokenizer.bos_id, *hypothesis.tokens]) for hypothesis, *_ in found]
+        inputs = pad_sequence(written * copies, batch_first=True, padding_value=CharTokenizer.pad_id).to(h.device)
         vocabulary = self.model.config.speller.vocabulary
-        return inputs, optimal_completions(inputs, characters, lengths, vocabulary)
-
-    def _risk(self, batch: Batch, found: Sequence[Sequence[Hypothesis]], logits: Tensor) -> Tensor:
-        """Expected word errors a character; the speller has these logits from the inputs of `_own_spelling`."""
-        size = max(map(len, found))
-        rows, errors = [], torch.full((len(found), size), torch.nan)
-        for i, (text, row) in enumerate(zip(batch.texts, found, strict=True)):
-            errors[i, : len(row)] = torch.tensor([float(word_errors(text, hypothesis.text)) for hypothesis in row])
-            rows += [torch.tensor([*hypothesis.tokens, CharTokenizer.eos_id]) for hypothesis in row]
-            rows += [rows[-len(row)]] * (size - len(row))
-        written = pad_sequence(rows, batch_first=True, padding_value=CharTokenizer.pad_id)
-        risk = expected_errors(logits, written.to(logits.device), errors.to(logits.device))
-        return risk.sum() / batch.character_lengths[: len(found)].sum()
+        return inputs, optimal_completions(inputs, batch.characters, batch.character_lengths, vocabulary)
 
     def _text_loss(self, source: PassageSource, batch_idx: int) -> Tensor:
         """The speller's loss on passages that no other step or process reads, in nats a character."""

@@ -2,14 +2,12 @@
 
     splice_subset("data", "an4-train", "data/spliced", "runs/an4/model")
     splice_subset("data", "train-clean-5", "data/spliced", "mini", SpliceConfig(run=4))
-    splice_subset("data", "train-clean-5", "data/spliced", "mini", SpliceConfig(run=4, text="data/text"))
 
 A small corpus says the same sequences over and over, and a recogniser learns those rather than their sounds. Here a
 trained model finds the words (`asr.decoding.alignment`), each is cut out at its quietest borders, and copies of the
 utterances are put together with other words of the same speaker (aligned data augmentation, Lam et al. 2021, which
 exchanges any words of any speakers): either letters change places with letters and digits with digits, or runs of a few
-words from anywhere are joined, or sentences of a text are put together of runs (`asr.training.phrasebook`). A copy
-depends on the settings, the model, what its speaker has recorded and the utterance's id alone.
+words from anywhere are joined. A copy depends on the settings, the model and the utterance's id alone.
 """
 
 from __future__ import annotations
@@ -31,24 +29,26 @@ from asr.bundle import load_bundle
 from asr.config import to_mapping
 from asr.corpus.chapters import COPY, SAMPLE_RATE, Samples, claim_folder, write_chapter, write_chapters
 from asr.corpus.librispeech import Utterance, is_evaluation, progress_bar, scan
-from asr.corpus.text import PreparedText
 from asr.decoding.alignment import SpottedWord, WordTiming, fits, spot_words
 from asr.decoding.beam_search import DecodingConfig
 from asr.errors import ConfigError
-from asr.training.phrasebook import QUIET, Phrasebook, Piece, faded, loudness
 from asr.transcriber import Transcriber, find_model, word_settings
 
 __all__ = ["SpliceConfig", "borders", "cut", "join", "leads", "meetings", "splice", "splice_subset"]
 
+QUIET = 0.02  # s; over so much the level is measured when the quietest place is looked for
 STEP = 0.005  # s; levels are measured so far apart
 PAUSE = 0.12  # s; a quiet stretch of this length is no closure of a plosive
 PAUSE_LEVEL = 0.25  # of the way from an utterance's quiet to its loud places
 ENOUGH = 5  # pauses before a word that say how it begins
 NEAR = 0.07  # s; a word begins within so much of where it is expected to
+FADE = 0.005  # s; out of one word, and into the next
 BLUR = 0.03  # s; how far words that follow each other closely meet from where the spikes say
 BLUR_COST = (
     5.0  # dB louder at that distance; with both, `meetings` is 25 ms from the MFA's borders in dev-2spk, `borders` 34
 )
+
+Piece = tuple[str, Samples]  # a word and how it sounds
 
 KINDS = (
     "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z",
@@ -63,7 +63,6 @@ class SpliceConfig:
     exchanged: float = 0.7  # share of the words of a kind that another takes the place of
     kinds: Sequence[str] = KINDS  # words, with spaces between them, that may take each other's place
     run: float = 0  # mean number of words in a row that copies are joined from instead; 0: words are exchanged
-    text: str = ""  # a prepared text; with `run`, copies are of its sentences where enough are of the speaker's words
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -73,8 +72,6 @@ class SpliceConfig:
             raise ValueError(f"exchanged must be from 0 to 1; got {self.exchanged:g}")
         if self.run and self.run < 1:
             raise ValueError(f"run must be 0 or at least 1; got {self.run:g}")
-        if self.text and not self.run:
-            raise ValueError("text is for copies that are joined from runs of words; give run=4 as well")
 
 
 def _levels(samples: Samples) -> np.ndarray:
@@ -172,10 +169,21 @@ def splice(
         fresh.append(bool(choice) and rng.random() < exchanged)
         chosen.append(choice[int(rng.integers(len(choice)))] if fresh[-1] else piece)
     parts = [
-        faded(samples, any(fresh[max(0, i - 1) : i + 1]), any(fresh[i : i + 2]))
+        _faded(samples, any(fresh[max(0, i - 1) : i + 1]), any(fresh[i : i + 2]))
         for i, (_, samples) in enumerate(chosen)
     ]
     return " ".join(word for word, _ in chosen), np.concatenate(parts)
+
+
+def _faded(samples: Samples, start: bool, end: bool) -> Samples:
+    """A copy that fades in at its start and out at its end."""
+    ramp = np.linspace(0, 1, min(round(FADE * SAMPLE_RATE), len(samples)), dtype=np.float32)
+    faded = samples.copy()
+    if start:
+        faded[: len(ramp)] *= ramp
+    if end:
+        faded[len(faded) - len(ramp) :] *= ramp[::-1]
+    return faded
 
 
 def join(
@@ -193,19 +201,27 @@ def join(
         pieces = utterances[int(rng.choice(len(utterances), p=lengths / lengths.sum()))]
         start = int(rng.integers(len(pieces)))
         end = min(start + 1 + int(rng.poisson(run - 1)), len(pieces))
-        start = min(range(max(0, start - 1), min(start + 1, end - 1) + 1), key=lambda i: loudness(pieces, i))
-        end = min(range(max(start + 1, end - 1), min(end + 1, len(pieces)) + 1), key=lambda i: loudness(pieces, i))
+        start = min(range(max(0, start - 1), min(start + 1, end - 1) + 1), key=lambda i: _loudness(pieces, i))
+        end = min(range(max(start + 1, end - 1), min(end + 1, len(pieces)) + 1), key=lambda i: _loudness(pieces, i))
         text += [word for word, _ in pieces[start:end]]
-        parts.append(faded(np.concatenate([samples for _, samples in pieces[start:end]])))
+        parts.append(_faded(np.concatenate([samples for _, samples in pieces[start:end]]), start=True, end=True))
     return " ".join(text), np.concatenate(parts)
+
+
+def _loudness(pieces: Sequence[Piece], i: int) -> float:
+    """Mean square over `QUIET` around the border before piece i; the ends of an utterance are quiet."""
+    if not 0 < i < len(pieces):
+        return 0.0
+    half = round(QUIET / 2 * SAMPLE_RATE)
+    around = np.concatenate([pieces[i - 1][1][-half:], pieces[i][1][:half]])
+    return float(np.square(around, dtype=np.float64).mean()) if len(around) else 0.0
 
 
 def splice_subset(
     root: str | Path, subset: str, output: str | Path, model_dir: str | Path, config: SpliceConfig | None = None
 ) -> Path:
-    """Write copies of every utterance that CTC can place the words of; returns their folder.
+    """Write copies of every utterance that CTC can place the words of as subset `<subset>-spliced`; returns its folder.
 
-    Their subset is `<subset>-spliced`, and `<subset>-sentences` with a text.
     Chapters that are newer than the model are not written again.
 
     root: the folder that holds LibriSpeech/, or the LibriSpeech folder itself
@@ -213,7 +229,7 @@ def splice_subset(
 
     Raises:
         ConfigError: a setting cannot work, the folder was made with others, or the disk is too full.
-        CorpusError: speech, or the text, is missing or cannot be read.
+        CorpusError: speech is missing or cannot be read.
         ModelError: there is no such model.
     """
     config = config or SpliceConfig()
@@ -222,8 +238,7 @@ def splice_subset(
     model = find_model(model_dir)
     recogniser = Transcriber(load_bundle(model), DecodingConfig())
     utterances = scan(root, subset, check="header").utterances
-    text = PreparedText(config.text, "train") if config.text else None
-    folder = Path(output) / "LibriSpeech" / f"{subset}-{'sentences' if config.text else 'spliced'}"
+    folder = Path(output) / "LibriSpeech" / f"{subset}-spliced"
     claim_folder(folder, {"root": str(root), "model_dir": str(model_dir), **to_mapping(config)})
     speakers: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in utterances:
@@ -257,24 +272,11 @@ def splice_subset(
             everything[utterance.speaker].append((utterance, pieces))
         said = everything.__getitem__
 
-    sentences = list(dict.fromkeys(text.lines())) if text else []
-
-    @lru_cache(maxsize=1)
-    def book(speaker: str) -> Phrasebook | None:
-        """None where there is no text, or too few sentences of it are of the speaker's words."""
-        if not sentences:
-            return None
-        recorded = [words for _, words in said(speaker)]
-        words = config.copies * sum(map(len, recorded))
-        found = Phrasebook(recorded, sentences, words)
-        return found if sum(map(len, found.sentences)) >= words else None
-
     def write(chapter: tuple[str, str]) -> None:
         pieces = said(chapter[0])
         of_chapter = [(utterance, words) for utterance, words in pieces if (utterance.chapter or "0") == chapter[1]]
         if of_chapter:
-            recorded = [words for _, words in pieces]
-            write_chapter(transcript(chapter), _copies(of_chapter, recorded, config, book(chapter[0])))
+            write_chapter(transcript(chapter), _copies(of_chapter, [words for _, words in pieces], config))
 
     seconds = config.copies * sum(u.duration for u in utterances if (u.speaker, u.chapter or "0") in left)
     write_chapters(f"splice {subset}", folder, left, len(chapters) - len(left), seconds, write, processes=1)
@@ -304,10 +306,7 @@ def _spot(samples: Samples, text: str, recogniser: Transcriber) -> list[SpottedW
 
 
 def _copies(
-    chapter: Sequence[tuple[Utterance, list[Piece]]],
-    recorded: Sequence[Sequence[Piece]],
-    config: SpliceConfig,
-    book: Phrasebook | None = None,
+    chapter: Sequence[tuple[Utterance, list[Piece]]], recorded: Sequence[Sequence[Piece]], config: SpliceConfig
 ) -> Iterator[tuple[str, str, Samples]]:
     """Id, text and samples of the copies of a chapter's utterances, from what its speaker has `recorded`."""
     others: dict[str, Sequence[Piece]] = {}
@@ -318,10 +317,8 @@ def _copies(
     for utterance, pieces in chapter:
         rng = np.random.default_rng([config.seed, zlib.crc32(utterance.id.encode())])
         for i in range(config.copies):
-            if book:
-                copy = book.compose(len(pieces), rng)
-            elif config.run:
+            if config.run:
                 copy = join(recorded, len(pieces), config.run, rng)
             else:
                 copy = splice(pieces, others, config.exchanged, rng)
-            yield f"{COPY}{utterance.id}-{'s' if config.text else ''}{i + 1}", *copy
+            yield f"{COPY}{utterance.id}-{i + 1}", *copy

@@ -80,18 +80,6 @@ def test_alone_equals_in_a_batch(settings, batch):
     torch.testing.assert_close(alone[0], together[1])
 
 
-@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-def test_several_texts_of_one_utterance_share_its_memory(settings, batch):
-    h, lengths, characters = batch
-    speller = make(**settings)
-    memory = speller.memory(h, lengths)
-    texts = torch.cat([characters, characters.flip(1), characters.roll(2, 1)])[[0, 3, 4, 1, 2, 5]]  # 3 of each
-    together, _ = speller(texts, memory)
-    for i, ours in enumerate(together):
-        alone, _ = speller(texts[i, None], memory.select(torch.tensor([i // 3])))
-        torch.testing.assert_close(ours, alone[0])
-
-
 @pytest.mark.skipif(not PackedCell.available(), reason="needs FBGEMM (x86-64)")
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_packed_steps_of_hypotheses_with_one_parent(settings, batch):

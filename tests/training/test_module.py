@@ -305,43 +305,6 @@ def test_with_consistency_the_search_spells_one_of_the_copies(module, batch, mon
     assert given[0].tolist() == [[BOS, 6, 7, 7, 8], [BOS, 7, 0, 0, 0]] * 2
 
 
-@pytest.mark.parametrize("consistency", [0.0, 0.2])
-def test_with_minimum_risk_the_errors_of_several_hypotheses_count(module, batch, monkeypatch, consistency):
-    """Each is spelled from its own utterance, of which there may be two copies; the second is not spelled."""
-    monkeypatch.setattr(LasModule, "epochs_done", 1.0)
-    logged = {}
-    monkeypatch.setattr(LasModule, "log", lambda self, name, value, **_: logged.update({name: value}))
-    monkeypatch.setattr(LasModule, "trainer", SimpleNamespace(global_step=0))
-    module.eval()  # neither dropout nor masks
-    batch.texts[:] = ["A B C", "A B"]
-    written = [["A B C", "A C", "A B"], ["B"]]
-
-    def search(model, h, lengths, config, *_):
-        assert len(h) == 2
-        assert config.beam == config.nbest == 3
-        return [[Hypothesis(module.tokenizer.encode(text), text, 0.0, [], None) for text in row] for row in written]
-
-    monkeypatch.setattr("asr.training.module.beam_search", search)
-    module.settings = replace(
-        module.settings, optimal_completion=1.0, consistency=consistency, minimum_risk=5.0, risk_hypotheses=3
-    )
-    loss = module.training_step(batch, 0)
-    h, lengths = module.model.encoder(module.normalizer(batch.frames, batch.lengths), batch.lengths)
-    odds = []
-    for text in written[0]:
-        ids = torch.tensor([[BOS, *module.tokenizer.encode(text), EOS]])
-        logits, _ = module.model.speller(ids[:, :-1], module.model.speller.memory(h[:1], lengths[:1]))
-        odds.append(logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).sum().exp())
-    risk = (odds[1] + odds[2]) / sum(odds) + 1  # "B" for "A B" is the only one there
-    torch.testing.assert_close(logged["train/risk"], (risk / batch.character_lengths.sum()).detach())
-    without = replace(module.settings, minimum_risk=1e-9)
-    module.settings, counted = without, module.settings.minimum_risk
-    difference = loss - module.training_step(batch, 0)
-    torch.testing.assert_close(difference, counted * (1 - module.ctc_weight) * risk / batch.character_lengths.sum())
-    loss.backward()
-    assert module.model.speller.embedding.weight.grad.any()
-
-
 @pytest.mark.parametrize("every", [1, 2, 10], ids=lambda every: f"every {every}")
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.5, 1.0])
 def test_share_of_the_steps_with_own_spelling(module, monkeypatch, share, every):
@@ -394,9 +357,6 @@ def test_weight_noise_is_on_the_matrices_for_the_gradient_alone(module, batch, m
         {"average": 0},
         {"scheduled_sampling": 1.5},
         {"optimal_completion": -0.1},
-        {"minimum_risk": -0.1, "optimal_completion": 0.5},
-        {"minimum_risk": 1.0},
-        {"risk_hypotheses": 1},
         {"consistency": -0.1},
         {"weight_noise": -0.1},
     ],

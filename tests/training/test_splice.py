@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from itertools import pairwise, permutations
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,8 @@ import soundfile
 from toy_speech import speak
 
 from asr.corpus import librispeech
-from asr.corpus.text import PreparedText, prepare_text
 from asr.decoding.alignment import SpottedWord, WordTiming
-from asr.errors import ConfigError, CorpusError
+from asr.errors import ConfigError
 from asr.training.splice import SpliceConfig, borders, cut, join, leads, meetings, splice, splice_subset
 
 ROOT = Path(__file__).parents[2]
@@ -182,42 +181,6 @@ def test_a_subset_joined_from_runs(corpus, toy_bundle, tmp_path):
     assert not scan.dropped
 
 
-def test_a_subset_of_sentences(corpus, toy_bundle, tmp_path):
-    spelled = corpus / "LibriSpeech/train-toy/mcel/0"
-    soundfile.write(spelled / "mcel-0-3.flac", speak("D K"), RATE)  # the other speaker has no K
-    with (spelled / "mcel-0.trans.txt").open("a") as transcript:
-        transcript.write("mcel-0-3 D K\n")
-    sentences = [" ".join(words) for words in permutations(("A B", "C", "K", "TWO", "YES"))]
-    (tmp_path / "lines.txt").write_text("".join(f"{line}\n" for line in sentences))
-    prepare_text([tmp_path / "lines.txt"], tmp_path / "text", held_out=0.1)
-    config = SpliceConfig(copies=4, run=1.5, text=str(tmp_path / "text"))
-    folder = splice_subset(corpus, "train-toy", tmp_path / "out", toy_bundle, config)
-    assert folder.name == "train-toy-sentences"
-    texts = texts_of(folder)
-    assert len(texts) == 4 * 7
-    held_out = set(PreparedText(tmp_path / "text", "held_out").lines())
-    assert held_out
-    for name, text in texts.items():
-        if "mcel" in name:
-            assert text in set(sentences) - held_out, name
-        else:  # joined from any runs
-            assert "K" not in text.split()
-            assert text not in sentences
-    assert len({text for name, text in texts.items() if "mcel" in name}) > 5
-    runs = splice_subset(corpus, "train-toy", tmp_path / "out", toy_bundle, SpliceConfig(copies=4, run=1.5))
-    assert not texts.keys() & texts_of(runs).keys()  # both can be trained on
-    (scan,) = librispeech.prepare(tmp_path / "out", ["train-toy-sentences"], tmp_path / "manifests")
-    assert len(scan.utterances) == 28
-    assert not scan.dropped
-
-
-def test_a_missing_text_is_named_before_anything_is_written(corpus, toy_bundle, tmp_path):
-    config = SpliceConfig(run=4, text=str(tmp_path / "nowhere"))
-    with pytest.raises(CorpusError, match="nowhere: no prepared text"):
-        splice_subset(corpus, "train-toy", tmp_path / "out", toy_bundle, config)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("run", [0, 2])
 def test_chapters_newer_than_the_model_stay(corpus, toy_bundle, tmp_path, run):
     model = shutil.copytree(toy_bundle, tmp_path / "trained")
@@ -264,7 +227,7 @@ def test_a_speakers_chapters_are_written_apart_and_lend_each_other_words(corpus,
 def test_evaluation_sets_are_refused(corpus, toy_bundle, tmp_path):
     with pytest.raises(ConfigError, match="dev-toy is an evaluation set"):
         splice_subset(corpus, "dev-toy", tmp_path / "out", toy_bundle)
-    for wrong in ({"copies": 0}, {"exchanged": 1.5}, {"run": 0.5}, {"text": "data/text"}):
+    for wrong in ({"copies": 0}, {"exchanged": 1.5}, {"run": 0.5}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             SpliceConfig(**wrong)
 
