@@ -1,9 +1,11 @@
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
-from asr.bundle import load_any_language_model, load_bundle
+from asr.bundle import load_any_language_model, load_bundle, save_bundle
 from asr.errors import ModelError
+from asr.frontend import FrontendConfig
 from asr.model.language_model import CharLanguageModel, LanguageModelConfig, save_language_model
 from asr.model.word_lm import WordLanguageModel, estimate, save_word_lm
 from asr.tokenizer import CharTokenizer
@@ -19,6 +21,34 @@ def test_weights_come_back_as_fp16_and_the_statistics_exactly(toy_bundle):
     assert torch.equal(weight, weight.half().float())
     assert torch.equal(bundle.normalizer.std, torch.ones(40))
     assert sorted(p.name for p in toy_bundle.iterdir()) == ["config.yaml", "model.safetensors"]
+
+
+def test_in_8_bits_the_matrices_take_half_the_room_and_come_back_nearly_alike(toy_bundle, tmp_path):
+    whole = load_bundle(toy_bundle)
+    folder = save_bundle(
+        tmp_path / "int8", whole.model, whole.normalizer, FrontendConfig(n_mels=40), whole.tokenizer, {}, int8=True
+    )
+    weights = folder / "model.safetensors"
+    for name, value in load_file(weights).items():
+        kind = torch.float32 if name.startswith("normalizer.") else torch.float16
+        assert value.dtype == (torch.int8 if value.dim() == 2 and name.startswith("model.") else kind), name
+    assert weights.stat().st_size < 0.65 * (toy_bundle / "model.safetensors").stat().st_size
+    small = load_bundle(folder)
+    for (name, before), after in zip(whole.model.named_parameters(), small.model.parameters(), strict=True):
+        assert torch.equal(after, after.half().float()), name
+        if before.dim() == 2:
+            step = before.abs().amax(1, keepdim=True) / 127
+            assert ((before - after).abs() <= 0.6 * step + 1e-7).all(), name
+            assert not torch.equal(before, after), name
+        else:
+            assert torch.equal(before, after), name
+    tensors = load_file(weights)
+    save_file({name: value for name, value in tensors.items() if name != "scale.ctc.weight"}, weights)
+    with pytest.raises(ModelError, match=r"model.safetensors: damaged \(no scale.ctc.weight\); copy the model again"):
+        load_bundle(folder)
+    save_file(tensors | {"scale.ctc.weight": torch.ones(2, 3)}, weights)
+    with pytest.raises(ModelError, match=r"model.safetensors: damaged .*copy the model again"):
+        load_bundle(folder)
 
 
 def test_what_is_missing_or_damaged_is_named(toy_bundle, tmp_path):

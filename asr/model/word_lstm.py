@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from asr.config import from_mapping, to_mapping
 from asr.errors import ConfigError, ModelError
+from asr.model.int8 import from_int8, to_int8
 from asr.model.language_model import WEIGHTS, LanguageModelState, check_settings, read_settings, write_folder
 from asr.model.word_lm import WordLanguageModel, WordState
 from asr.tokenizer import CHARACTERS, CharTokenizer
@@ -251,13 +252,6 @@ class MixedLanguageModel(WordLanguageModel):
         return (1 - self.share) * counted / (1 - end) + self.share * learned
 
 
-def _rounded(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(R, C) -> int8 (R, C) and fp16 (R, 1), whose product it nearly is. Rounded once more, nothing changes."""
-    scale = np.abs(matrix).max(1, keepdims=True) / 127
-    scale = np.maximum(scale, np.finfo(np.float16).tiny).astype(np.float16)
-    return np.rint(matrix / scale.astype(np.float32)).clip(-127, 127).astype(np.int8), scale
-
-
 def _taken(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """Those whose names begin so, taken out, by the rest of their names."""
     return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
@@ -282,10 +276,9 @@ def save_mixed(
     tensors = {}
     for name, value in lstm.state_dict().items():
         if value.dim() == 2:
-            value, tensors[f"scale.{name}"] = _rounded(value.detach().float().cpu().numpy())
-        else:
-            value = value.detach().half().cpu().numpy()
-        tensors[f"lstm.{name}"] = value
+            value, scale = to_int8(value)
+            tensors[f"scale.{name}"] = scale.numpy()
+        tensors[f"lstm.{name}"] = (value if value.dtype == torch.int8 else value.detach().half().cpu()).numpy()
     settings = {
         "kind": KIND,
         "lstm": to_mapping(lstm.config),
@@ -311,9 +304,11 @@ def load_mixed(folder: str | Path, tokenizer: CharTokenizer | None = None) -> Mi
         tables = load_file(folder / WEIGHTS)
         weights, scales = _taken(tables, "lstm."), _taken(tables, "scale.")
         lstm = WordLstm(from_mapping(WordLstmConfig, settings["lstm"], "lstm"))
-        for name, value in weights.items():
-            weights[name] = value.astype(np.float32) * (scales[name] if value.dtype == np.int8 else 1)
-        lstm.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+        given = {name: torch.from_numpy(value) for name, value in weights.items()}
+        for name, value in given.items():
+            if value.dtype == torch.int8:
+                given[name] = from_int8(value, torch.from_numpy(scales[name]))
+        lstm.load_state_dict(given)
         return MixedLanguageModel(tables, lstm, tables.pop("shortlist"), settings["share"], characters).eval()
     except (
         SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, RuntimeError, ConfigError

@@ -1,0 +1,20 @@
+"""Matrices in 8 bits a weight, for files; models compute with what these stand for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["from_int8", "to_int8"]
+
+
+def to_int8(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, C) -> int8 (R, C) and fp16 (R, 1), whose product it nearly is. Rounded once more, nothing changes."""
+    matrix = matrix.detach().float().cpu()
+    scale = (matrix.abs().amax(1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float16).tiny).half()
+    return (matrix / scale.float()).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def from_int8(rounded: Tensor, scale: Tensor) -> Tensor:
+    """What `to_int8` made -> float32 (R, C)."""
+    return rounded.float() * scale.float()
