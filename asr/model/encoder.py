@@ -10,16 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from asr.model.dropout import ByteDropout
 
-__all__ = [
-    "Adaptation",
-    "BiLSTM",
-    "EncoderConfig",
-    "FeedForward",
-    "PyramidalEncoder",
-    "SelfConditioning",
-    "join_pairs",
-    "length_mask",
-]
+__all__ = ["Adaptation", "BiLSTM", "EncoderConfig", "FeedForward", "PyramidalEncoder", "join_pairs", "length_mask"]
 
 # What an utterance's frames, and then each layer's output, are scaled (1 + first) and shifted by: (B, 1, size) each.
 Adaptation = Sequence[tuple[Tensor, Tensor]]
@@ -34,7 +25,6 @@ class EncoderConfig:
     dropout: float = 0.2  # on the output of every layer
     layer_norm: bool = True  # after every layer; without it learning rates above 5e-4 diverge now and then
     residual: int = 0  # so many layers at the top add to what they read; they begin as if they were not there
-    conditioned: tuple[int, ...] = ()  # after these layers, 0 the first, CTC reads and what it reads is added
     feedforward: int = 0  # hidden units of a network after each residual layer that sees one state at a time; 0: none
 
     @property
@@ -123,46 +113,16 @@ class FeedForward(nn.Module):
         return self.dropout(self.reduce(self.dropout(functional.silu(self.expand(self.norm(x))))))
 
 
-class SelfConditioning(nn.Module):
-    """What CTC reads half-way up, for the layers above: self-conditioned CTC.
-
-    From Nozaki & Komatsu 2021, "Relaxing the conditional independence assumption of CTC-based ASR by conditioning on
-    intermediate predictions", but for a head of its own. The states go on as h + W softmax(head(h)). W begins at 0,
-    so that a trained encoder at first computes what it did.
-    """
-
-    def __init__(self, d: int, vocabulary: int) -> None:
-        super().__init__()
-        self.head = nn.Linear(d, vocabulary)
-        self.back = nn.Linear(vocabulary, d, bias=False)
-        nn.init.zeros_(self.back.weight)
-
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """States (B, N, d) -> the states for the next layer (B, N, d), CTC's logits (B, N, V)."""
-        logits = self.head(h)
-        return h + self.back(logits.softmax(-1)), logits
-
-
 class PyramidalEncoder(nn.Module):
     """A stack of BiLSTMs with neighbouring frames joined on the way up, so that N = T // reduction.
 
     A residual layer's output is x + norm(BiLSTM(x)) (He et al. 2016), and its norm's scale begins at 0 (Goyal et al.
     2017), so that a trained encoder can be given more layers and at first computes what it did; `stack` has them begin
     as copies instead. With `feedforward`, a FeedForward follows each of them.
-
-    Args:
-        config: its sizes.
-        vocabulary: V of the CTC that reads after the layers in `config.conditioned`.
     """
 
-    def __init__(self, config: EncoderConfig, vocabulary: int = 0) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        lowest = max(config.join_before, default=0)
-        if any(not lowest <= layer < config.layers - 1 for layer in config.conditioned):
-            raise ValueError(
-                f"conditioned names layers {lowest}..{config.layers - 2}, above which nothing is joined and there is "
-                f"another, got {config.conditioned}"
-            )
         if any(not 0 <= layer < config.layers for layer in config.join_before):
             raise ValueError(f"join_before names layers 0..{config.layers - 1}, got {config.join_before}")
         self.plain = plain = config.layers - config.residual  # layers that are not residual
@@ -190,22 +150,12 @@ class PyramidalEncoder(nn.Module):
             FeedForward(config.d, config.feedforward, config.dropout)
             for _ in range(config.residual if config.feedforward else 0)
         )
-        self.conditioning = nn.ModuleDict(
-            {str(layer): SelfConditioning(config.d, vocabulary) for layer in config.conditioned}
-        )
 
-    def forward(
-        self,
-        frames: Tensor,
-        lengths: Tensor,
-        adaptation: Adaptation | None = None,
-        readings: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, frames: Tensor, lengths: Tensor, adaptation: Adaptation | None = None) -> tuple[Tensor, Tensor]:
         """Frames (B, T, n_mels), lengths (B,) -> h (B, N, d) and lengths (B,) with N = T // reduction.
 
         Positions past a row's length are padding: what stands there has no influence on real positions.
         `adaptation` has a pair for the frames and one for each layer (`asr.decoding.adaptation`).
-        To a list `readings` the logits (B, N, V) of each layer in `conditioned` are added.
         """
         x = adapted(frames, adaptation[0]) if adaptation else frames
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
@@ -217,10 +167,6 @@ class PyramidalEncoder(nn.Module):
             x = x + h if i >= self.plain else h
             if self.feedforward and i >= self.plain:
                 x = x + self.feedforward[i - self.plain](x)
-            if i in self.config.conditioned:
-                x, logits = self.conditioning[str(i)](x)
-                if readings is not None:
-                    readings.append(logits)
         return x, lengths
 
     @torch.no_grad()

@@ -33,7 +33,7 @@ class ListenAttendSpell(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = PyramidalEncoder(config.encoder, config.speller.vocabulary)
+        self.encoder = PyramidalEncoder(config.encoder)
         self.speller = Speller(config.speller)
         self.ctc = nn.Linear(config.encoder.d, config.speller.vocabulary)
 

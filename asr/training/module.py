@@ -64,7 +64,6 @@ class TrainingConfig:
     average: int = 1  # checkpoints with the best dev WER that are kept; above 1 the mean of their weights is tried too
     scheduled_sampling: float = 0.0  # at the end of training, this share of the speller's inputs are its own outputs
     optimal_completion: float = 0.0  # share of the steps that learn from what the search spells, and its mistakes
-    intermediate_ctc: float = 0.3  # share of CTC's loss that the layers in model.encoder.conditioned have
     consistency: float = 0.0  # weight, beside CTC's loss, of how far CTC's heads on two changed copies are apart
     weight_noise: float = 0.0  # standard deviation of Gaussian noise on the weight matrices while a gradient is taken
     find_learning_rate: bool = False  # try rising rates over 100 steps, suggest one, write a plot and stop
@@ -81,8 +80,6 @@ class TrainingConfig:
             raise ValueError(f"optimal_completion must be 0 .. 1, got {self.optimal_completion}")
         if self.text_weight < 0:
             raise ValueError(f"text_weight must not be negative, got {self.text_weight}")
-        if not 0 <= self.intermediate_ctc <= 1:
-            raise ValueError(f"intermediate_ctc must be 0 .. 1, got {self.intermediate_ctc}")
         if self.consistency < 0:
             raise ValueError(f"consistency must not be negative, got {self.consistency}")
         if self.weight_noise < 0:
@@ -327,9 +324,8 @@ class LasModule(lightning.LightningModule):
             batch = batch.twice()
         frames = self.spec_augment.perturb(batch.frames, self.frontend.sample_rate)
         frames = self.spec_augment(self.normalizer(frames, batch.lengths), batch.lengths)
-        readings: list[Tensor] = []
-        h, lengths = self.model.encoder(frames, batch.lengths, readings=readings)
-        ctc = self._ctc_loss(h, lengths, readings, batch)
+        h, lengths = self.model.encoder(frames, batch.lengths)
+        ctc = self._ctc_loss(h, lengths, batch)
         if self.epochs_done < self.settings.ctc_only_epochs:
             return self._log_loss(ctc, batch)
         memory = self.model.speller.memory(h, lengths)
@@ -357,19 +353,11 @@ class LasModule(lightning.LightningModule):
         self.log("train/attention", attention.detach(), batch_size=size)
         return self._log_loss(loss, batch)
 
-    def _ctc_loss(self, h: Tensor, lengths: Tensor, readings: list[Tensor], batch: Batch) -> Tensor:
-        """CTC's loss, of which the encoder's `readings` half-way up have a share (Lee & Watanabe 2021).
-
-        And that of its inconsistency where `training.consistency` asks for it.
-        """
+    def _ctc_loss(self, h: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+        """CTC's loss, and that of its inconsistency where `training.consistency` asks for it."""
         ctc_logits = self.model.ctc(h)
         ctc = ctc_loss(ctc_logits, lengths, batch.characters, batch.character_lengths)
         self.log("train/ctc", ctc.detach(), batch_size=len(batch.ids))
-        if readings and (share := self.settings.intermediate_ctc):
-            losses = [ctc_loss(logits, lengths, batch.characters, batch.character_lengths) for logits in readings]
-            below = torch.stack(losses).mean()
-            self.log("train/intermediate_ctc", below.detach(), batch_size=len(batch.ids))
-            ctc = (1 - share) * ctc + share * below
         if not self.settings.consistency:
             return ctc
         apart = consistency_loss(ctc_logits, lengths, batch.character_lengths)

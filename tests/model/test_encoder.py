@@ -143,42 +143,9 @@ def test_layers_stacked_on_ones_with_networks_have_faint_copies_of_them():
         torch.testing.assert_close(above.feedforward[mine](x), 0.25 * below.feedforward[theirs](x))
 
 
-def test_what_ctc_reads_below_is_added_for_the_layers_above():
-    config = EncoderConfig(n_mels=6, d=8, layers=4, residual=2, dropout=0.0)
-    without = PyramidalEncoder(config)
-    encoder = PyramidalEncoder(replace(config, conditioned=(1, 2)), vocabulary=5)
-    encoder.load_state_dict(encoder.state_dict() | without.state_dict())
-    x, lengths = torch.randn(3, 40, 6), torch.tensor([40, 27, 9])
-    readings = []
-    assert torch.equal(encoder(x, lengths, readings=readings)[0], without(x, lengths)[0])  # it begins at 0
-    first, second = encoder.conditioning["1"], encoder.conditioning["2"]
-    low = PyramidalEncoder(replace(config, layers=2, residual=0))
-    low.load_state_dict({k: v for k, v in without.state_dict().items() if k in low.state_dict()})
-    states = low(x, lengths)[0]
-    torch.testing.assert_close(readings[0], states @ first.head.weight.T + first.head.bias)
-    torch.nn.init.normal_(first.back.weight)
-    encoder(x, lengths, readings=readings)
-    assert len(readings) == 4
-    states = states + readings[0].softmax(-1) @ first.back.weight.T
-    states = states + without.norms[2](without.layers[2](states, lengths // 4))  # which begins as if it was not there
-    torch.testing.assert_close(readings[3], states @ second.head.weight.T + second.head.bias)
-
-
-@pytest.mark.parametrize("layer", [0, 3])
-def test_only_layers_below_another_and_above_the_joints_are_conditioned(layer):
-    with pytest.raises(ValueError, match=r"conditioned names layers 1\.\.2"):
-        PyramidalEncoder(EncoderConfig(layers=4, conditioned=(layer,)), vocabulary=5)
-
-
 def test_residual_layers_alone_equal_in_a_batch():
-    config = EncoderConfig(n_mels=6, d=8, layers=4, residual=2, feedforward=12, conditioned=(2,))
-    encoder = PyramidalEncoder(config, vocabulary=5).eval()
-    changed = [
-        *encoder.norms,
-        *(n.reduce for n in encoder.feedforward),
-        *(c.back for c in encoder.conditioning.values()),
-    ]
-    for part in changed:
+    encoder = PyramidalEncoder(EncoderConfig(n_mels=6, d=8, layers=4, residual=2, feedforward=12)).eval()
+    for part in [*encoder.norms, *(network.reduce for network in encoder.feedforward)]:
         torch.nn.init.normal_(part.weight)
     lengths = torch.tensor([40, 27])
     x = torch.randn(2, 40, 6)
@@ -186,7 +153,7 @@ def test_residual_layers_alone_equal_in_a_batch():
     alone, n = encoder(x[1:, :27], lengths[1:])
     torch.testing.assert_close(alone[0, : n[0]], together[1, : out[1]])
     plain = PyramidalEncoder(EncoderConfig(n_mels=6, d=8, layers=4)).eval()
-    plain.load_state_dict(encoder.state_dict(), strict=False)  # which has no more than its layers
+    plain.load_state_dict(encoder.state_dict(), strict=False)  # which has no networks
     assert not torch.allclose(plain(x, lengths)[0], together)
 
 

@@ -7,7 +7,6 @@ import torch
 
 from asr.corpus.dataset import Batch
 from asr.decoding.beam_search import Hypothesis
-from asr.model import ListenAttendSpell
 from asr.training.completion import completion_loss, optimal_completions
 from asr.training.module import (
     LasModule,
@@ -279,31 +278,6 @@ def test_with_consistency_both_copies_are_heard_and_learned_from(module, batch, 
     torch.testing.assert_close(module.training_step(batch, 0), ctc + 3 * apart)
 
 
-def test_what_ctc_reads_below_has_its_share_of_the_loss(module, batch, monkeypatch):
-    monkeypatch.setattr(LasModule, "epochs_done", -1.0)  # CTC alone
-    logged = {}
-    monkeypatch.setattr(LasModule, "log", lambda self, name, value, **_: logged.update({name: value}))
-    encoder = replace(module.model.config.encoder, layers=4, conditioned=(1, 2))
-    model = ListenAttendSpell(replace(module.model.config, encoder=encoder))
-    module.model = model
-    module.settings = replace(module.settings, ctc_only_epochs=1.0, intermediate_ctc=0.4)
-    module.eval()
-    loss = module.training_step(batch, 0)
-    readings = []
-    h, lengths = model.encoder(module.normalizer(batch.frames, batch.lengths), batch.lengths, readings=readings)
-    above, *below = (
-        ctc_loss(logits, lengths, batch.characters, batch.character_lengths) for logits in [model.ctc(h), *readings]
-    )
-    assert len(below) == 2
-    assert below[0] != below[1]
-    torch.testing.assert_close(loss, 0.6 * above + 0.4 * (below[0] + below[1]) / 2)
-    torch.testing.assert_close(logged["train/intermediate_ctc"], (below[0] + below[1]) / 2)
-    loss.backward()
-    assert all(
-        part.back.weight.grad.any() and part.head.weight.grad.any() for part in model.encoder.conditioning.values()
-    )
-
-
 @pytest.mark.parametrize(("consistency", "rows"), [(0.0, 2), (0.2, 4)])
 def test_both_copies_count_where_memory_runs_out(module, batch, monkeypatch, consistency, rows):
     module.settings = replace(module.settings, consistency=consistency)
@@ -384,7 +358,6 @@ def test_weight_noise_is_on_the_matrices_for_the_gradient_alone(module, batch, m
         {"scheduled_sampling": 1.5},
         {"optimal_completion": -0.1},
         {"consistency": -0.1},
-        {"intermediate_ctc": 1.1},
         {"weight_noise": -0.1},
     ],
 )

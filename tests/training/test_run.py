@@ -222,7 +222,7 @@ def test_a_run_may_start_from_a_model_with_fewer_layers_no_networks_and_no_posit
     again = toy_settings | {"output": str(tmp_path / "again"), "init_from": str(first)}
     encoder = toy_settings["model"]["encoder"]
     again["model"] = {
-        "encoder": {**encoder, "layers": encoder["layers"] + 1, "residual": 1, "feedforward": 12, "conditioned": [1]},
+        "encoder": {**encoder, "layers": encoder["layers"] + 1, "residual": 1, "feedforward": 12},
         "speller": {**toy_settings["model"]["speller"], "positions": 16},
     }
     again["training"] = toy_settings["training"] | {"learning_rate": 0.0, "final_learning_rate": 0.0}
@@ -230,7 +230,6 @@ def test_a_run_may_start_from_a_model_with_fewer_layers_no_networks_and_no_posit
     before, after = load_bundle(first).model, load_bundle(tmp_path / "again" / "model").model
     assert after.config.encoder.residual == 1
     assert len(after.encoder.feedforward) == 1
-    assert torch.equal(after.encoder.conditioning["1"].head.weight, after.ctc.weight)
     assert after.speller.position is not None
     assert not after.speller.position.weight.any()
     frames, lengths = torch.randn(2, 60, before.config.encoder.n_mels), torch.tensor([60, 41])
@@ -286,7 +285,7 @@ def test_a_run_goes_on_though_settings_were_added_since(toy_settings, tmp_path):
     path = latest_checkpoint(tmp_path / "run" / "checkpoints")
     checkpoint = load_checkpoint(path)
     for part in ("speller", "encoder"):
-        for key in ("reader", "positions", "residual", "feedforward", "conditioned"):
+        for key in ("reader", "positions", "residual", "feedforward"):
             checkpoint["hyper_parameters"]["model"][part].pop(key, None)
     torch.save(checkpoint, tmp_path / "older.ckpt")  # the loaded one is mapped into memory
     (tmp_path / "older.ckpt").replace(path)
