@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from asr.model.dropout import ByteDropout
 
-__all__ = ["Adaptation", "BiLSTM", "EncoderConfig", "FeedForward", "PyramidalEncoder", "join_pairs", "length_mask"]
+__all__ = ["Adaptation", "BiLSTM", "EncoderConfig", "PyramidalEncoder", "join_pairs", "length_mask"]
 
 # What an utterance's frames, and then each layer's output, are scaled (1 + first) and shifted by: (B, 1, size) each.
 Adaptation = Sequence[tuple[Tensor, Tensor]]
@@ -25,7 +25,6 @@ class EncoderConfig:
     dropout: float = 0.2  # on the output of every layer
     layer_norm: bool = True  # after every layer; without it learning rates above 5e-4 diverge now and then
     residual: int = 0  # so many layers at the top add to what they read; they begin as if they were not there
-    feedforward: int = 0  # hidden units of a network after each residual layer that sees one state at a time; 0: none
 
     @property
     def reduction(self) -> int:
@@ -92,33 +91,12 @@ class BiLSTM(nn.Module):
         return h.masked_fill(padding, 0.0)
 
 
-class FeedForward(nn.Module):
-    """What is added to each state, from that state alone: linear(swish(linear(norm(x)))) (Vaswani et al. 2017, 3.3).
-
-    The second matrix begins at 0, so that a trained encoder can be given such networks and at first computes what it
-    did. The norm comes first and the activation is swish as in the Conformer (Gulati et al. 2020, section 2.3).
-    """
-
-    def __init__(self, d: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(d)
-        self.expand = nn.Linear(d, hidden)
-        self.reduce = nn.Linear(hidden, d)
-        nn.init.zeros_(self.reduce.weight)
-        nn.init.zeros_(self.reduce.bias)
-        self.dropout = ByteDropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """States (B, N, d) -> what to add to them (B, N, d)."""
-        return self.dropout(self.reduce(self.dropout(functional.silu(self.expand(self.norm(x))))))
-
-
 class PyramidalEncoder(nn.Module):
     """A stack of BiLSTMs with neighbouring frames joined on the way up, so that N = T // reduction.
 
     A residual layer's output is x + norm(BiLSTM(x)) (He et al. 2016), and its norm's scale begins at 0 (Goyal et al.
     2017), so that a trained encoder can be given more layers and at first computes what it did; `stack` has them begin
-    as copies instead. With `feedforward`, a FeedForward follows each of them.
+    as copies instead.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -133,8 +111,6 @@ class PyramidalEncoder(nn.Module):
                 f"residual={config.residual} of {config.layers} layers: the first and those in join_before cannot be "
                 "residual, and it needs layer_norm"
             )
-        if config.feedforward < 0 or (config.feedforward and not config.residual):
-            raise ValueError(f"feedforward={config.feedforward} is of residual layers: residual={config.residual}")
         self.config = config
         sizes = [config.n_mels] + [config.d] * (config.layers - 1)
         self.layers = nn.ModuleList(
@@ -146,10 +122,6 @@ class PyramidalEncoder(nn.Module):
         for norm in self.norms[plain:]:
             nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
         self.dropout = ByteDropout(config.dropout)
-        self.feedforward = nn.ModuleList(
-            FeedForward(config.d, config.feedforward, config.dropout)
-            for _ in range(config.residual if config.feedforward else 0)
-        )
 
     def forward(self, frames: Tensor, lengths: Tensor, adaptation: Adaptation | None = None) -> tuple[Tensor, Tensor]:
         """Frames (B, T, n_mels), lengths (B,) -> h (B, N, d) and lengths (B,) with N = T // reduction.
@@ -165,8 +137,6 @@ class PyramidalEncoder(nn.Module):
             if adaptation:
                 h = adapted(h, adaptation[i + 1])
             x = x + h if i >= self.plain else h
-            if self.feedforward and i >= self.plain:
-                x = x + self.feedforward[i - self.plain](x)
         return x, lengths
 
     @torch.no_grad()
@@ -181,12 +151,6 @@ class PyramidalEncoder(nn.Module):
             self.layers[i].load_state_dict(self.layers[original].state_dict())
             for mine, theirs in zip(self.norms[i].parameters(), self.norms[original].parameters(), strict=True):
                 mine.copy_(STACKED_STRENGTH * theirs)
-            if self.feedforward and below.feedforward:
-                network = self.feedforward[i - self.plain]
-                network.load_state_dict(self.feedforward[original - self.plain].state_dict())
-                for name, value in network.named_parameters():
-                    if name.startswith("reduce."):
-                        value.mul_(STACKED_STRENGTH)
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         return lengths // self.config.reduction

@@ -522,9 +522,9 @@ def count_processes(settings: Mapping[str, Any]) -> tuple[int, int]:
 def _start_from(module: LasModule, folder: str) -> bool:
     """Take over a model folder's weights and its normalisation, which they were trained with; whether it has a reader.
 
-    The run's encoder may have more residual layers at its top and feed-forward networks after them, and its speller
-    positions and a reader. Networks and positions begin as if they were not there, and so do layers above a model
-    without residual ones; above residual layers they are stacked.
+    The run's encoder may have more residual layers at its top, and its speller positions and a reader. Positions begin
+    as if they were not there, and so do layers above a model without residual ones; above residual layers they are
+    stacked.
     """
     bundle = load_bundle(find_model(folder))
     given, wanted = bundle.model.config, module.model.config
@@ -532,8 +532,6 @@ def _start_from(module: LasModule, folder: str) -> bool:
     if added > 0:
         encoder = replace(given.encoder, layers=wanted.encoder.layers, residual=given.encoder.residual + added)
         given = replace(given, encoder=encoder)
-    if not given.encoder.feedforward:
-        given = replace(given, encoder=replace(given.encoder, feedforward=wanted.encoder.feedforward))
     for part in ("positions", "reader"):
         if not getattr(given.speller, part):
             given = replace(given, speller=replace(given.speller, **{part: getattr(wanted.speller, part)}))
@@ -541,8 +539,8 @@ def _start_from(module: LasModule, folder: str) -> bool:
         difference = differences(to_mapping(bundle.model.config), to_mapping(wanted))
         raise ConfigError(
             f"init_from={folder} has another model ({difference}); give this run the same settings, but for "
-            "model.speller.positions, model.speller.reader, model.encoder.feedforward or as many layers in "
-            "model.encoder.layers as in model.encoder.residual"
+            "model.speller.positions, model.speller.reader or as many layers in model.encoder.layers as in "
+            "model.encoder.residual"
         )
     module.model.load_state_dict(module.model.state_dict() | bundle.model.state_dict())
     module.model.encoder.stack(bundle.model.config.encoder)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from asr.model.encoder import BiLSTM, EncoderConfig, FeedForward, PyramidalEncoder, join_pairs
+from asr.model.encoder import BiLSTM, EncoderConfig, PyramidalEncoder, join_pairs
 
 LENGTHS = torch.tensor([13, 7, 1])
 
@@ -105,55 +105,17 @@ def test_residual_layers_begin_as_if_they_were_not_there_and_learn():
     assert all(p.grad.abs().max() > 0 for layer in deep.layers[2:] for p in layer.parameters())
 
 
-def test_feed_forward_networks_begin_as_if_they_were_not_there_and_learn():
-    config = EncoderConfig(n_mels=6, d=8, layers=4, residual=2, dropout=0.0)
-    without = PyramidalEncoder(config)
-    encoder = PyramidalEncoder(replace(config, feedforward=12))
-    encoder.load_state_dict(encoder.state_dict() | without.state_dict())
-    x, lengths = torch.randn(3, 40, 6), torch.tensor([40, 27, 9])
-    assert torch.equal(encoder(x, lengths)[0], without(x, lengths)[0])
-    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
-    for _ in range(2):  # the second matrix first, then what it multiplies
-        optimizer.zero_grad()
-        encoder(x, lengths)[0].square().sum().backward()
-        optimizer.step()
-    assert len(encoder.feedforward) == 2
-    assert all(p.grad.abs().max() > 0 for p in encoder.feedforward.parameters())
-
-
-def test_a_feed_forward_network_sees_one_state_at_a_time():
-    network = FeedForward(8, 12, 0.0).eval()
-    torch.nn.init.normal_(network.reduce.weight)
-    x = torch.randn(2, 5, 8)
-    expected = torch.nn.functional.layer_norm(x[1, 3], (8,), network.norm.weight, network.norm.bias)
-    expected = network.expand.weight @ expected + network.expand.bias
-    expected = network.reduce.weight @ (expected * expected.sigmoid()) + network.reduce.bias
-    torch.testing.assert_close(network(x)[1, 3], expected)
-
-
-def test_layers_stacked_on_ones_with_networks_have_faint_copies_of_them():
-    config = EncoderConfig(n_mels=6, d=8, layers=4, residual=2, feedforward=12, dropout=0.0)
-    below, above = PyramidalEncoder(config), PyramidalEncoder(replace(config, layers=6, residual=4))
-    for network in below.feedforward:
-        torch.nn.init.normal_(network.reduce.weight)
-    above.load_state_dict(above.state_dict() | below.state_dict())
-    above.stack(config)
-    x = torch.randn(2, 5, 8)
-    for mine, theirs in zip([2, 3], [0, 1], strict=True):
-        torch.testing.assert_close(above.feedforward[mine](x), 0.25 * below.feedforward[theirs](x))
-
-
 def test_residual_layers_alone_equal_in_a_batch():
-    encoder = PyramidalEncoder(EncoderConfig(n_mels=6, d=8, layers=4, residual=2, feedforward=12)).eval()
-    for part in [*encoder.norms, *(network.reduce for network in encoder.feedforward)]:
-        torch.nn.init.normal_(part.weight)
+    encoder = PyramidalEncoder(EncoderConfig(n_mels=6, d=8, layers=4, residual=2)).eval()
+    for norm in encoder.norms:
+        torch.nn.init.normal_(norm.weight)
     lengths = torch.tensor([40, 27])
     x = torch.randn(2, 40, 6)
     together, out = encoder(x, lengths)
     alone, n = encoder(x[1:, :27], lengths[1:])
     torch.testing.assert_close(alone[0, : n[0]], together[1, : out[1]])
     plain = PyramidalEncoder(EncoderConfig(n_mels=6, d=8, layers=4)).eval()
-    plain.load_state_dict(encoder.state_dict(), strict=False)  # which has no networks
+    plain.load_state_dict(encoder.state_dict())
     assert not torch.allclose(plain(x, lengths)[0], together)
 
 
@@ -162,12 +124,6 @@ def test_residual_layers_alone_equal_in_a_batch():
 )
 def test_layers_that_cannot_be_residual_are_refused(config):
     with pytest.raises(ValueError, match="residual"):
-        PyramidalEncoder(config)
-
-
-@pytest.mark.parametrize("config", [EncoderConfig(feedforward=12), EncoderConfig(residual=1, feedforward=-1)])
-def test_networks_without_residual_layers_are_refused(config):
-    with pytest.raises(ValueError, match="feedforward"):
         PyramidalEncoder(config)
 
 

@@ -215,21 +215,20 @@ def test_a_model_to_start_from_must_have_the_same_settings(toy_settings, tmp_pat
     train(again)
 
 
-def test_a_run_may_start_from_a_model_with_fewer_layers_no_networks_and_no_positions(toy_settings, tmp_path):
+def test_a_run_may_start_from_a_model_with_fewer_layers_and_no_positions(toy_settings, tmp_path):
     toy_settings["trainer"] |= {"max_epochs": 1}
     train(toy_settings)
     first = tmp_path / "run" / "model"
     again = toy_settings | {"output": str(tmp_path / "again"), "init_from": str(first)}
     encoder = toy_settings["model"]["encoder"]
     again["model"] = {
-        "encoder": {**encoder, "layers": encoder["layers"] + 1, "residual": 1, "feedforward": 12},
+        "encoder": {**encoder, "layers": encoder["layers"] + 1, "residual": 1},
         "speller": {**toy_settings["model"]["speller"], "positions": 16},
     }
     again["training"] = toy_settings["training"] | {"learning_rate": 0.0, "final_learning_rate": 0.0}
     train(again)
     before, after = load_bundle(first).model, load_bundle(tmp_path / "again" / "model").model
     assert after.config.encoder.residual == 1
-    assert len(after.encoder.feedforward) == 1
     assert after.speller.position is not None
     assert not after.speller.position.weight.any()
     frames, lengths = torch.randn(2, 60, before.config.encoder.n_mels), torch.tensor([60, 41])
@@ -285,7 +284,7 @@ def test_a_run_goes_on_though_settings_were_added_since(toy_settings, tmp_path):
     path = latest_checkpoint(tmp_path / "run" / "checkpoints")
     checkpoint = load_checkpoint(path)
     for part in ("speller", "encoder"):
-        for key in ("reader", "positions", "residual", "feedforward"):
+        for key in ("reader", "positions", "residual"):
             checkpoint["hyper_parameters"]["model"][part].pop(key, None)
     torch.save(checkpoint, tmp_path / "older.ckpt")  # the loaded one is mapped into memory
     (tmp_path / "older.ckpt").replace(path)
