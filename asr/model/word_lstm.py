@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,13 @@ class WordLstm(nn.Module):
         """-log p of each target (B, T) that is no padding, after s (B, T, d): (targets,)."""
         real = targets != PAD
         with torch.autocast(s.device.type, enabled=False):  # on CPUs the layer cannot take bf16 and add up in fp32
-            return -self.output(s[real].float(), targets[real]).output
+            nats = -self.output(s[real].float(), targets[real]).output
+            # The layer leaves out groups that no target is of. Each process must have gradients of the same parameters,
+            # or the others wait for its for ever (DistributedDataParallel).
+            for group, (first, end) in zip(self.output.tail, pairwise(self.output.cutoffs), strict=True):
+                if self.training and not ((targets >= first) & (targets < end)).any():
+                    nats = nats + 0.0 * sum(p.sum() for p in group.parameters())
+            return nats
 
     def log_probs(self, s: Tensor) -> Tensor:
         """(R, d) -> (R, classes)"""

@@ -210,6 +210,25 @@ def test_what_is_written_is_what_is_read(folder, mixed):
     assert kinds == {(2, "int8"), (1, "float16")}
 
 
+def test_groups_that_no_target_is_of_have_gradients_too():
+    lstm = WordLstm(WordLstmConfig(shortlist=6, embedding=4, d=8, cutoffs=[5, 7], shrink=2.0))
+    inputs, targets = torch.tensor([[BEGIN, 3]]), torch.tensor([[3, 4]])  # all of the most frequent words
+
+    def gradients(training):
+        lstm.train(training).zero_grad()
+        loss = lstm.nats(lstm(inputs)[0], targets).mean()
+        loss.backward()
+        return loss, {name: p.grad for name, p in lstm.named_parameters()}
+
+    loss, found = gradients(True)
+    same, without = gradients(False)
+    assert loss == same
+    for name, gradient in found.items():
+        assert gradient is not None, name  # or a training of several processes waits for ever
+        assert torch.equal(gradient, without[name]) if without[name] is not None else not gradient.any()
+    assert sum(gradient is None for gradient in without.values()) == 4
+
+
 def test_matrices_are_rounded_to_127_levels_of_each_row(tmp_path, tables, shortlist):
     torch.manual_seed(1)
     lstm = WordLstm(WordLstmConfig(shortlist=4, embedding=4, d=8, cutoffs=[3, 5], shrink=2.0)).eval()
