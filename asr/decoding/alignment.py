@@ -78,14 +78,12 @@ class SpottedWord:
         features: `FEATURES` in their order. Mean and least of what each character, and the space or EOS that ends the
             word, added to the search's score (of CTC where the scores are not known); mean and least of the CTC
             log-probabilities of its characters' spikes; log of the number of characters.
-        letters: the middle of each character's spike, in seconds.
     """
 
     word: str
     first: tuple[float, float]
     last: tuple[float, float]
     features: tuple[float, ...]
-    letters: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,8 +211,7 @@ def spot_words(
             continue  # two spaces in a row
         of_search, of_ctc = scores[before + 1 : after + 1], ctc_scores[before + 1 : after]
         features = (_mean(of_search), min(of_search), _mean(of_ctc), min(of_ctc), math.log(len(text)))
-        letters = tuple(_mean(seconds(span)) for span in spans[before + 1 : after])
-        spotted.append(SpottedWord(text, seconds(spans[before + 1]), seconds(spans[after - 1]), features, letters))
+        spotted.append(SpottedWord(text, seconds(spans[before + 1]), seconds(spans[after - 1]), features))
     return spotted
 
 

@@ -32,7 +32,6 @@ from asr.corpus.librispeech import Utterance, is_evaluation, progress_bar, scan
 from asr.decoding.alignment import SpottedWord, WordTiming, fits, spot_words
 from asr.decoding.beam_search import DecodingConfig
 from asr.errors import ConfigError
-from asr.training.blends import Blends, Spoken
 from asr.transcriber import Transcriber, find_model, word_settings
 
 __all__ = ["SpliceConfig", "borders", "cut", "join", "leads", "meetings", "splice", "splice_subset"]
@@ -64,7 +63,6 @@ class SpliceConfig:
     exchanged: float = 0.7  # share of the words of a kind that another takes the place of
     kinds: Sequence[str] = KINDS  # words, with spaces between them, that may take each other's place
     run: float = 0  # mean number of words in a row that copies are joined from instead; 0: words are exchanged
-    blended: float = 0  # with `run`, share of the words of which only a part is kept; the other is another word's
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -74,10 +72,6 @@ class SpliceConfig:
             raise ValueError(f"exchanged must be from 0 to 1; got {self.exchanged:g}")
         if self.run and self.run < 1:
             raise ValueError(f"run must be 0 or at least 1; got {self.run:g}")
-        if not 0 <= self.blended <= 1:
-            raise ValueError(f"blended must be from 0 to 1; got {self.blended:g}")
-        if self.blended and not self.run:
-            raise ValueError("blended is for copies that are joined from runs of words; give run=3 as well")
 
 
 def _levels(samples: Samples) -> np.ndarray:
@@ -193,34 +187,24 @@ def _faded(samples: Samples, start: bool, end: bool) -> Samples:
 
 
 def join(
-    utterances: Sequence[Sequence[Piece]],
-    words: int,
-    run: float,
-    rng: np.random.Generator,
-    change: Callable[[int, int, np.random.Generator], Piece | None] | None = None,
+    utterances: Sequence[Sequence[Piece]], words: int, run: float, rng: np.random.Generator
 ) -> tuple[str, Samples]:
     """Text and samples of an utterance of at least so many words, joined from runs of the words of `utterances`.
 
     A run begins at any word and has 1 + Poisson(run - 1) words, as far as its utterance goes; then each of its ends
     moves by a word where that border is quieter.
-
-    change: of an utterance's number and a word's, what takes its place; None: nothing
     """
     lengths = np.array([len(pieces) for pieces in utterances])
     text: list[str] = []
     parts = []
     while len(text) < words:
-        number = int(rng.choice(len(utterances), p=lengths / lengths.sum()))
-        pieces = utterances[number]
+        pieces = utterances[int(rng.choice(len(utterances), p=lengths / lengths.sum()))]
         start = int(rng.integers(len(pieces)))
         end = min(start + 1 + int(rng.poisson(run - 1)), len(pieces))
         start = min(range(max(0, start - 1), min(start + 1, end - 1) + 1), key=lambda i: _loudness(pieces, i))
         end = min(range(max(start + 1, end - 1), min(end + 1, len(pieces)) + 1), key=lambda i: _loudness(pieces, i))
-        said = pieces[start:end]
-        if change:
-            said = [change(number, start + i, rng) or piece for i, piece in enumerate(said)]
-        text += [word for word, _ in said]
-        parts.append(_faded(np.concatenate([samples for _, samples in said]), start=True, end=True))
+        text += [word for word, _ in pieces[start:end]]
+        parts.append(_faded(np.concatenate([samples for _, samples in pieces[start:end]]), start=True, end=True))
     return " ".join(text), np.concatenate(parts)
 
 
@@ -271,21 +255,13 @@ def splice_subset(
         return folder
 
     said: Callable[[str], list[tuple[Utterance, list[Piece]]]]  # what a speaker said, word by word
-    blends: dict[str, list[list[Spoken]]] = {}  # the same with more about each word; of one speaker
     if config.run:
         timing = word_settings(recogniser.bundle)[0]
 
         @lru_cache(maxsize=1)  # one speaker at a time: a large corpus need not fit in memory
         def said(speaker: str) -> list[tuple[Utterance, list[Piece]]]:
-            found, spoken = [], []
-            for utterance, samples, words in _hear(speakers[speaker], recogniser):
-                ends = meetings(samples, words, timing)
-                found.append((utterance, cut(samples, words, ends)))
-                if config.blended:
-                    spoken.append(_spoken(samples, words, ends, recogniser))
-            blends.clear()
-            blends[speaker] = spoken
-            return found
+            found = _hear(speakers[speaker], recogniser)
+            return [(u, cut(samples, words, meetings(samples, words, timing))) for u, samples, words in found]
     else:  # how late the words fire is learned from all speakers
         with progress_bar(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
             heard = list(_hear(progress.track(utterances, description="find words"), recogniser))
@@ -300,8 +276,7 @@ def splice_subset(
         pieces = said(chapter[0])
         of_chapter = [(utterance, words) for utterance, words in pieces if (utterance.chapter or "0") == chapter[1]]
         if of_chapter:
-            recorded = [words for _, words in pieces]
-            write_chapter(transcript(chapter), _copies(of_chapter, recorded, config, blends.get(chapter[0], [])))
+            write_chapter(transcript(chapter), _copies(of_chapter, [words for _, words in pieces], config))
 
     seconds = config.copies * sum(u.duration for u in utterances if (u.speaker, u.chapter or "0") in left)
     write_chapters(f"splice {subset}", folder, left, len(chapters) - len(left), seconds, write, processes=1)
@@ -330,32 +305,10 @@ def _spot(samples: Samples, text: str, recogniser: Transcriber) -> list[SpottedW
     return spot_words(log_probs, tokens, bundle.tokenizer, recogniser.seconds_per_state)
 
 
-@torch.inference_mode()
-def _spoken(
-    samples: Samples, words: Sequence[SpottedWord], ends: Sequence[int], recogniser: Transcriber
-) -> list[Spoken]:
-    """The words of an utterance (T,), cut as `cut` does it, as `Blends` wants them."""
-    frames = recogniser.bundle.encode(torch.from_numpy(samples)).numpy()
-    hop = len(samples) / len(frames)
-    spoken = []
-    for word, (a, b) in zip(words, pairwise([0, *ends, len(samples)]), strict=True):
-        letters = np.array(word.letters) - a / SAMPLE_RATE
-        spoken.append(Spoken(word.word, samples[a:b], letters, frames[round(a / hop) : round(b / hop)]))
-    return spoken
-
-
 def _copies(
-    chapter: Sequence[tuple[Utterance, list[Piece]]],
-    recorded: Sequence[Sequence[Piece]],
-    config: SpliceConfig,
-    spoken: Sequence[Sequence[Spoken]] = (),
+    chapter: Sequence[tuple[Utterance, list[Piece]]], recorded: Sequence[Sequence[Piece]], config: SpliceConfig
 ) -> Iterator[tuple[str, str, Samples]]:
     """Id, text and samples of the copies of a chapter's utterances, from what its speaker has `recorded`."""
-    blends = Blends([word for words in spoken for word in words])
-
-    def change(utterance: int, word: int, rng: np.random.Generator) -> Piece | None:
-        return blends.change(spoken[utterance][word], rng) if rng.random() < config.blended else None
-
     others: dict[str, Sequence[Piece]] = {}
     for words in config.kinds:
         kind = words.split()
@@ -365,7 +318,7 @@ def _copies(
         rng = np.random.default_rng([config.seed, zlib.crc32(utterance.id.encode())])
         for i in range(config.copies):
             if config.run:
-                copy = join(recorded, len(pieces), config.run, rng, change if config.blended else None)
+                copy = join(recorded, len(pieces), config.run, rng)
             else:
                 copy = splice(pieces, others, config.exchanged, rng)
             yield f"{COPY}{utterance.id}-{i + 1}", *copy

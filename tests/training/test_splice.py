@@ -181,26 +181,6 @@ def test_a_subset_joined_from_runs(corpus, toy_bundle, tmp_path):
     assert not scan.dropped
 
 
-def test_a_subset_with_words_that_nobody_said(corpus, toy_bundle, tmp_path):
-    for speaker in ("fash", "mcel"):
-        path = corpus / f"LibriSpeech/train-toy/{speaker}/0/{speaker}-0.trans.txt"
-        path.write_text(f"{speaker}-0-0 ABCD A\n{speaker}-0-1 BCD\n{speaker}-0-2 EABC DO\n")
-    config = SpliceConfig(copies=4, run=2, blended=1.0)
-    texts = texts_of(splice_subset(corpus, "train-toy", tmp_path / "out", toy_bundle, config))
-    words = {word for text in texts.values() for word in text.split()}
-    new = words - {"ABCD", "A", "BCD", "EABC", "DO"}
-    assert new == {"EABCD", "ABC"}
-    (scan,) = librispeech.prepare(tmp_path / "out", ["train-toy-spliced"], tmp_path / "manifests")
-    assert not scan.dropped
-    assert texts_of(splice_subset(corpus, "train-toy", tmp_path / "again", toy_bundle, config)) == texts
-
-
-@pytest.mark.parametrize(("wrong", "said"), [({"run": 2, "blended": 1.5}, "from 0 to 1"), ({"blended": 0.5}, "run=3")])
-def test_shares_of_words_to_blend_that_cannot_be_meant(wrong, said):
-    with pytest.raises(ValueError, match=f"blended .*{said}"):
-        SpliceConfig(**wrong)
-
-
 @pytest.mark.parametrize("run", [0, 2])
 def test_chapters_newer_than_the_model_stay(corpus, toy_bundle, tmp_path, run):
     model = shutil.copytree(toy_bundle, tmp_path / "trained")
