@@ -20,7 +20,7 @@ from torch import Tensor
 from asr.config import from_mapping, to_mapping
 from asr.errors import ConfigError, ModelError
 from asr.frontend import FrontendConfig, LogMel, Normalizer
-from asr.model.int8 import from_int8, to_int8
+from asr.model.int8 import for_file, from_int8
 from asr.model.language_model import SETTINGS, WEIGHTS, CharLanguageModel, load_language_model, read_settings
 from asr.model.las import ListenAttendSpell, ModelConfig
 from asr.model.word_lm import KIND as WORD_NGRAM
@@ -106,11 +106,7 @@ def save_bundle(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, value in model.state_dict().items():
-        if int8 and value.dim() == 2:
-            value, tensors[f"scale.{name}"] = to_int8(value)
-        tensors[f"model.{name}"] = (value if value.dtype == torch.int8 else value.detach().half().cpu()).contiguous()
+    tensors = for_file(model.state_dict(), "model.", int8)
     tensors |= {f"normalizer.{k}": v.detach().float().cpu() for k, v in normalizer.state_dict().items()}
     config = {
         "format": FORMAT,
@@ -182,9 +178,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return {name: tensor.float() for name, tensor in tensors.items() if not name.startswith("scale.")}
     except KeyError as error:
         raise ModelError(f"{path}: damaged (no {error.args[0]}); copy the model again") from error
-    except RuntimeError as error:  # a scale of another shape
-        raise ModelError(f"{path}: damaged ({error}); copy the model again") from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last: a scale of another shape
         raise ModelError(f"{path}: damaged ({error}); copy the model again") from error
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-__all__ = ["from_int8", "to_int8"]
+__all__ = ["for_file", "from_int8", "to_int8"]
 
 
 def to_int8(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,3 +20,15 @@ def to_int8(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def from_int8(rounded: Tensor, scale: Tensor) -> Tensor:
     """What `to_int8` made -> float32 (R, C)."""
     return rounded.float() * scale.float()
+
+
+def for_file(weights: Mapping[str, Tensor], prefix: str, int8: bool = True) -> dict[str, Tensor]:
+    """Weights as files hold them, `prefix` before their names: fp16, or matrices as int8 with `scale.<name>` beside."""
+    tensors = {}
+    for name, value in weights.items():
+        if int8 and value.dim() == 2:
+            value, tensors[f"scale.{name}"] = to_int8(value)
+        else:
+            value = value.detach().half().cpu()
+        tensors[prefix + name] = value.contiguous()
+    return tensors

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from asr.config import from_mapping, to_mapping
 from asr.errors import ConfigError, ModelError
-from asr.model.int8 import from_int8, to_int8
+from asr.model.int8 import for_file, from_int8
 from asr.model.language_model import WEIGHTS, LanguageModelState, check_settings, read_settings, write_folder
 from asr.model.word_lm import WordLanguageModel, WordState
 from asr.tokenizer import CHARACTERS, CharTokenizer
@@ -280,12 +280,7 @@ def save_mixed(
     Raises:
         AsrError: the folder cannot be written.
     """
-    tensors = {}
-    for name, value in lstm.state_dict().items():
-        if value.dim() == 2:
-            value, scale = to_int8(value)
-            tensors[f"scale.{name}"] = scale.numpy()
-        tensors[f"lstm.{name}"] = (value if value.dtype == torch.int8 else value.detach().half().cpu()).numpy()
+    tensors = {name: value.numpy() for name, value in for_file(lstm.state_dict(), "lstm.").items()}
     settings = {
         "kind": KIND,
         "lstm": to_mapping(lstm.config),
