@@ -27,8 +27,15 @@ from torch import Tensor, nn
 from asr.config import from_mapping, to_mapping
 from asr.errors import ConfigError, ModelError
 from asr.model.int8 import for_file, from_int8
-from asr.model.language_model import WEIGHTS, LanguageModelState, check_settings, read_settings, write_folder
-from asr.model.word_lm import WordLanguageModel, WordState
+from asr.model.language_model import (
+    WEIGHTS,
+    LanguageModelState,
+    check_settings,
+    language_model_summary,
+    read_settings,
+    write_folder,
+)
+from asr.model.word_lm import WordLanguageModel, WordState, load_word_lm
 from asr.tokenizer import CHARACTERS, CharTokenizer
 
 __all__ = [
@@ -42,6 +49,7 @@ __all__ = [
     "WordLstm",
     "WordLstmConfig",
     "load_mixed",
+    "load_ngrams",
     "save_mixed",
 ]
 
@@ -168,7 +176,13 @@ class MixedState(WordState):
 
 
 class MixedLanguageModel(WordLanguageModel):
-    """log p(character | characters so far) by an n-gram model and an LSTM, both over words."""
+    """log p(character | characters so far) by an n-gram model and an LSTM, both over words.
+
+    Attributes:
+        lstm: what knows the shortlist.
+        shortlist: (S,) numbers of the words that it knows, in the order of its classes.
+        share: m, of the LSTM.
+    """
 
     class_of: Tensor  # (kinds,) number of a word -> class
     alphabetical: Tensor  # (S,) classes of the shortlist in alphabetical order
@@ -201,7 +215,7 @@ class MixedLanguageModel(WordLanguageModel):
             raise ValueError("the LSTM's words are not the n-gram model's")
         if not 0 <= share <= 1:
             raise ValueError(f"the LSTM's share must be from 0 to 1; got {share}")
-        self.lstm, self.share = lstm, share
+        self.lstm, self.share, self.shortlist = lstm, share, numbers
         class_of = np.full(self.kinds, UNKNOWN)
         class_of[numbers] = FIRST_WORD + np.arange(len(numbers))
         class_of[self.begin] = BEGIN
@@ -317,3 +331,21 @@ def load_mixed(folder: str | Path, tokenizer: CharTokenizer | None = None) -> Mi
     ) as error:  # fmt: skip
         detail = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: damaged language model ({detail}); copy it again") from error
+
+
+def load_ngrams(folder: str | Path) -> tuple[WordLanguageModel, dict[str, np.ndarray], dict[str, Any]]:
+    """The n-gram model of a folder, alone there or mixed: the model, its tables, and what is known of its training.
+
+    Raises:
+        ModelError: a file is missing or damaged, or is no such language model.
+    """
+    folder = Path(folder)
+    mixed = read_settings(folder).get("kind") == KIND
+    model = load_mixed(folder) if mixed else load_word_lm(folder)
+    tables, about = load_file(folder / WEIGHTS), dict(language_model_summary(folder))
+    if mixed:
+        about = dict(about.get("ngram") or {})
+        tables.pop("shortlist")
+        for prefix in ("lstm.", "scale."):
+            _taken(tables, prefix)
+    return model, tables, about

@@ -15,16 +15,26 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from asr.config import from_mapping
+from asr.config import from_mapping, to_mapping
 from asr.corpus.passages import PassageBatch, Passages, plan_batches
 from asr.corpus.text import PreparedText
 from asr.errors import ConfigError
 from asr.model.language_model import WEIGHTS, LanguageModelState, language_model_summary
-from asr.model.word_lm import WordLanguageModel, load_word_lm, measure
-from asr.model.word_lstm import BEGIN, FIRST_WORD, PAD, UNKNOWN, WordLstm, WordLstmConfig, load_mixed, save_mixed
+from asr.model.word_lm import WordLanguageModel, measure
+from asr.model.word_lstm import (
+    BEGIN,
+    FIRST_WORD,
+    PAD,
+    UNKNOWN,
+    MixedLanguageModel,
+    WordLstm,
+    WordLstmConfig,
+    load_mixed,
+    load_ngrams,
+    save_mixed,
+)
 from asr.tokenizer import CharTokenizer
 from asr.training.language_model import (
     LanguageModelModule,
@@ -36,6 +46,7 @@ from asr.training.language_model import (
     seed_from,
     windows_of,
 )
+from asr.training.run import differences
 
 __all__ = ["WordLoader", "WordText", "choose_shortlist", "train"]
 
@@ -132,17 +143,29 @@ class WordLstmModule(LanguageModelModule):
 
 
 class WordData(TextData):
-    """A prepared text as words, epoch by epoch, and the n-gram model that says which."""
+    """A prepared text as words, epoch by epoch, and the n-gram model that says which.
+
+    The LSTM's words are the most frequent ones of the text, or those of `first`, with which training began.
+    """
 
     def __init__(
-        self, folder: str, ngram: str | Path, shortlist: int, share: float, settings: LanguageModelTraining
+        self,
+        folder: str,
+        ngram: str | Path,
+        shortlist: int,
+        share: float,
+        settings: LanguageModelTraining,
+        first: MixedLanguageModel | None = None,
+        before: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(folder, settings, CharTokenizer())
-        self.ngram, self.share = Path(ngram), share
-        model = load_word_lm(ngram)
+        self.share, self.before = share, before
+        model, self.tables, self.about_ngram = load_ngrams(ngram)
+        if first is not None and first.words != model.words:
+            raise ConfigError(f"{ngram}: has other words than init_from; set ngram to what init_from names")
         self.words = WordText(self.text, model)
         self.held_out_words = WordText(self.held_out, model)
-        self.shortlist = choose_shortlist(self.words, model, shortlist)
+        self.shortlist = first.shortlist if first is not None else choose_shortlist(self.words, model, shortlist)
         if len(self.shortlist) < shortlist:
             raise ConfigError(f"model.shortlist={shortlist}: {ngram} has {len(self.shortlist)} words; set it to those")
         self.classes = class_table(model, self.shortlist)
@@ -172,15 +195,15 @@ class WordData(TextData):
         return {
             **self.about(),
             "words": int(self.words.lengths.sum()),
-            "ngram": {k: v for k, v in language_model_summary(self.ngram).items() if k not in ("sentences", "words")},
+            "ngram": {k: v for k, v in self.about_ngram.items() if k not in ("sentences", "words")},
+            **({"init_from": dict(self.before)} if self.before else {}),
             **{key: progress[key] for key in ("words_read", "steps", "minutes")},
             "lstm_bits_per_word": round(held_out, 4),
             "date": time.strftime("%Y-%m-%d"),
         }
 
     def _write(self, folder: Path, lstm: WordLstm, about: Mapping[str, Any]) -> None:
-        tables = load_file(self.ngram / WEIGHTS)
-        save_mixed(folder, tables, lstm, self.shortlist, self.share, about, self.tokenizer.characters)
+        save_mixed(folder, self.tables, lstm, self.shortlist, self.share, about, self.tokenizer.characters)
 
     def finish(self, folder: Path, module: LanguageModelModule) -> None:
         """Write into the folder what both models together, as they are there, make of 1,000 held-out sentences."""
@@ -192,7 +215,7 @@ class WordData(TextData):
 
 
 def train(settings: Mapping[str, Any]) -> Path:
-    """Train as `settings` say (`text`, `ngram`, `share`, `model`, `training`, `trainer`, `output`, `resume`).
+    """Train as `settings` (`conf/word_lstm.yaml`) say.
 
     Returns the folder of the mixed language model, the best so far during the run. The output folder holds besides what
     `asr.training.language_model.train` leaves there.
@@ -203,9 +226,18 @@ def train(settings: Mapping[str, Any]) -> Path:
     """
     seed_from(settings)
     module = WordLstmModule.from_settings(settings)
+    first = before = None
+    if folder := settings.get("init_from"):
+        first = load_mixed(folder, module.tokenizer)
+        if keys := differences(to_mapping(first.lstm.config), module.hparams["model"]):
+            raise ConfigError(f"{folder}: the LSTM there has another model ({keys}); set it so")
+        module.model.load_state_dict(first.lstm.state_dict())
+        before = {k: v for k, v in language_model_summary(folder).items() if k in ("words_read", "steps", "minutes")}
 
     def data() -> WordData:
         shortlist = module.model.config.shortlist
-        return WordData(settings["text"], settings["ngram"], shortlist, settings["share"], module.settings)
+        return WordData(
+            settings["text"], settings["ngram"], shortlist, settings["share"], module.settings, first, before
+        )
 
     return fit(settings, module, data)

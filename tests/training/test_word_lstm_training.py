@@ -174,3 +174,40 @@ def test_what_cannot_be_trained(settings, tmp_path):
         train(settings | {"model": settings["model"] | {"shortlist": 500}})
     with pytest.raises(ModelError, match="no language model there"):
         train(settings | {"ngram": str(tmp_path)})
+
+
+def test_training_goes_on_from_a_folder_of_both_on_another_text(settings, prepared, tmp_path):
+    settings["trainer"] |= {"max_epochs": 8}
+    first = train(settings)
+    learned = history(settings)[-1]["held_out/bits_per_word"]
+    words = load_any_language_model(first)
+    # Of this text the most frequent words are others: a shortlist chosen anew would be another.
+    (tmp_path / "other.txt").write_text("\n".join(f"FIVE {filler} DOG FIVE DOG" for filler in FILLERS * 60))
+    other = tmp_path / "other"
+    prepare_text([tmp_path / "other.txt", prepared / "text.txt"], other, held_out=0.1)
+    on = settings | {"output": str(tmp_path / "on"), "ngram": str(first), "init_from": str(first)}
+    on["training"] = settings["training"] | {"learning_rate": 1e-9}
+    on["trainer"] = settings["trainer"] | {"max_steps": 2, "measurements": 1}
+    again = train(on)
+    assert history(on)[-1]["held_out/bits_per_word"] == pytest.approx(learned, abs=0.02)  # int8
+    on |= {"output": str(tmp_path / "new"), "text": str(other)}
+    model = load_any_language_model(train(on))
+    assert model.shortlist.tolist() == words.shortlist.tolist()
+    torch.testing.assert_close(model.lstm.embedding.weight, words.lstm.embedding.weight, atol=0.01, rtol=0)
+    about, then = language_model_summary(again), language_model_summary(first)
+    assert about["init_from"] == {key: then[key] for key in ("words_read", "steps", "minutes")}
+    assert about["ngram"] == then["ngram"]
+    assert about["steps"] == 2
+
+
+def test_training_goes_on_only_from_what_fits(settings, ngram, prepared, tmp_path):
+    settings["trainer"] |= {"max_steps": 2, "measurements": 1}
+    on = settings | {"output": str(tmp_path / "on"), "init_from": str(train(settings))}
+    with pytest.raises(ConfigError, match=r"another model \(d: 32 -> 16\)"):
+        train(on | {"model": settings["model"] | {"d": 16}})
+    tables = estimate(PreparedText(prepared, "train").lines()[:300], vocabulary=9, order=2, ngrams=100)
+    fewer = save_word_lm(tmp_path / "fewer", tables, {"order": 2, "words": 1, "sentences": 1})
+    with pytest.raises(ConfigError, match="other words than init_from"):
+        train(on | {"ngram": str(fewer)})
+    with pytest.raises(ModelError, match=r"not .*LSTM"):
+        train(on | {"init_from": str(ngram)})
