@@ -112,16 +112,30 @@ class WordLstm(nn.Module):
         return self.dropout(y), LanguageModelState(s, c)
 
     def nats(self, s: Tensor, targets: Tensor) -> Tensor:
-        """-log p of each target (B, T) that is no padding, after s (B, T, d): (targets,)."""
+        """-log p of each target (B, T) that is no padding, after s (B, T, d): (targets,).
+
+        The layer's own loss, but in training its products are in the type of autocast where that is on and all else in
+        fp32, which the layer cannot do on CPUs; and groups that no target is of have gradients too, of 0: for those of
+        a process that has none the others would wait for ever (DistributedDataParallel).
+        """
         real = targets != PAD
-        with torch.autocast(s.device.type, enabled=False):  # on CPUs the layer cannot take bf16 and add up in fp32
-            nats = -self.output(s[real].float(), targets[real]).output
-            # The layer leaves out groups that no target is of. Each process must have gradients of the same parameters,
-            # or the others wait for its for ever (DistributedDataParallel).
-            for group, (first, end) in zip(self.output.tail, pairwise(self.output.cutoffs), strict=True):
-                if self.training and not ((targets >= first) & (targets < end)).any():
-                    nats = nats + 0.0 * sum(p.sum() for p in group.parameters())
-            return nats
+        s, targets = s[real], targets[real]
+        device, layer = s.device.type, self.output
+        half = self.training and torch.is_autocast_enabled(device)
+        with torch.autocast(device, torch.get_autocast_dtype(device), enabled=half):
+            s = s if half else s.float()
+            head = layer.head(s).float().log_softmax(1)
+            place = targets.clone()  # in the head: of the word, or of its group
+            parts = []
+            for i, (group, (first, end)) in enumerate(zip(layer.tail, pairwise(layer.cutoffs), strict=True)):
+                rows = ((targets >= first) & (targets < end)).nonzero().flatten()
+                place[rows] = layer.shortlist_size + i
+                log_p = group(s[rows]).float().log_softmax(1)
+                parts.append((rows, log_p.gather(1, targets[rows, None] - first)[:, 0]))
+            found = head.gather(1, place[:, None])[:, 0]
+            for rows, log_p in parts:
+                found = found.index_add(0, rows, log_p)
+            return -found
 
     def log_probs(self, s: Tensor) -> Tensor:
         """(R, d) -> (R, classes)"""

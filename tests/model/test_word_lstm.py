@@ -210,23 +210,37 @@ def test_what_is_written_is_what_is_read(folder, mixed):
     assert kinds == {(2, "int8"), (1, "float16")}
 
 
-def test_groups_that_no_target_is_of_have_gradients_too():
+@pytest.mark.parametrize("targets", [[[3, 4, 7]], [[8, 5, 6]], [[3, 4, 4]]], ids=["some", "all", "frequent"])
+def test_the_loss_is_the_adaptive_softmax_with_gradients_for_groups_that_no_target_is_of(targets):
     lstm = WordLstm(WordLstmConfig(shortlist=6, embedding=4, d=8, cutoffs=[5, 7], shrink=2.0))
-    inputs, targets = torch.tensor([[BEGIN, 3]]), torch.tensor([[3, 4]])  # all of the most frequent words
+    inputs, targets = torch.tensor([[BEGIN, 3, 4]]), torch.tensor(targets)
 
-    def gradients(training):
-        lstm.train(training).zero_grad()
-        loss = lstm.nats(lstm(inputs)[0], targets).mean()
-        loss.backward()
-        return loss, {name: p.grad for name, p in lstm.named_parameters()}
+    def gradients(loss):
+        lstm.zero_grad()
+        loss.mean().backward()
+        return {name: p.grad for name, p in lstm.named_parameters()}
 
-    loss, found = gradients(True)
-    same, without = gradients(False)
-    assert loss == same
+    expected = -lstm.output(lstm(inputs)[0][0], targets[0]).output
+    loss = lstm.nats(lstm(inputs)[0], targets)
+    torch.testing.assert_close(loss, expected)
+    found, theirs = gradients(loss), gradients(expected)
     for name, gradient in found.items():
         assert gradient is not None, name  # or a training of several processes waits for ever
-        assert torch.equal(gradient, without[name]) if without[name] is not None else not gradient.any()
-    assert sum(gradient is None for gradient in without.values()) == 4
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient) if theirs[name] is None else theirs[name])
+    assert sum(gradient is None for gradient in theirs.values()) == {7: 2, 6: 0, 4: 4}[targets[0, 2].item()]
+
+
+def test_in_training_the_products_are_bf16_and_the_sums_fp32():
+    torch.manual_seed(1)
+    lstm = WordLstm(WordLstmConfig(shortlist=60, embedding=8, d=16, cutoffs=[20, 40], shrink=2.0))
+    s, targets = torch.randn(8, 10, 16), torch.randint(FIRST_WORD, 63, (8, 10))
+    exact = lstm.nats(s, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = lstm.nats(s, targets)
+        assert torch.equal(lstm.eval().nats(s, targets), exact)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0.01)
 
 
 def test_matrices_are_rounded_to_127_levels_of_each_row(tmp_path, tables, shortlist):
