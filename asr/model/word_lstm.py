@@ -126,16 +126,13 @@ class WordLstm(nn.Module):
             s = s if half else s.float()
             head = layer.head(s).float().log_softmax(1)
             place = targets.clone()  # in the head: of the word, or of its group
-            parts = []
+            within = head.new_zeros(len(targets))  # log p of the word in its group
             for i, (group, (first, end)) in enumerate(zip(layer.tail, pairwise(layer.cutoffs), strict=True)):
                 rows = ((targets >= first) & (targets < end)).nonzero().flatten()
                 place[rows] = layer.shortlist_size + i
                 log_p = group(s[rows]).float().log_softmax(1)
-                parts.append((rows, log_p.gather(1, targets[rows, None] - first)[:, 0]))
-            found = head.gather(1, place[:, None])[:, 0]
-            for rows, log_p in parts:
-                found = found.index_add(0, rows, log_p)
-            return -found
+                within = within.index_add(0, rows, log_p.gather(1, targets[rows, None] - first)[:, 0])
+            return -(head.gather(1, place[:, None])[:, 0] + within)
 
     def log_probs(self, s: Tensor) -> Tensor:
         """(R, d) -> (R, classes)"""
