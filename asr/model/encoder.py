@@ -50,7 +50,7 @@ def adapted(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
 
 FLAG_COLUMNS = 8  # one would do; rows of a multiple of 8 numbers, and of no power of 2, multiply fastest
 CLOSED = -1e4  # an input gate's sum before the sigmoid, which then is exactly 0 in fp32 and in bf16
-STACKED_STRENGTH = 0.25  # of a stacked layer: so much costs little at first (recipes/librispeech/README.md)
+STACKED_STRENGTH = 0.25  # of a stacked layer: so much costs little at first (recipes/librispeech/stages.md)
 
 
 class BiLSTM(nn.Module):
