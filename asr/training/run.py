@@ -289,6 +289,9 @@ def train(settings: Mapping[str, Any], extra: Sequence[callbacks.Callback] = ())
     if not trainer.is_global_zero:
         return output / "model"
     ranked = [Path(p) for p in sorted(best.best_k_models, key=best.best_k_models.__getitem__)]
+    if resume and _is_newer(output / "model", ranked or [Path(epochs.best_model_path)]):  # the run was over already
+        log.info("%s is there already", output / "model")  # what later stages made with it need not be made again
+        return output / "model"
     if len(ranked) > 1:
         single, mean = float(best.best_k_models[str(ranked[0])]), _dev_wer_of_mean(ranked, trainer, module, data)
         log.info("dev WER %.2f %% of the best, %.2f %% of the mean of %d", 100 * single, 100 * mean, len(ranked))
@@ -438,6 +441,12 @@ def make_writable(folder: Path, name: str) -> None:
 
 def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _is_newer(model: Path, checkpoints: Sequence[Path]) -> bool:
+    """Whether a model folder was written after these checkpoints."""
+    weights = model / "model.safetensors"
+    return weights.is_file() and all(weights.stat().st_mtime_ns >= path.stat().st_mtime_ns for path in checkpoints)
 
 
 @torch.inference_mode()

@@ -62,10 +62,8 @@ python recipes/librispeech/prepare.py "${prepare[@]}" "corpus.subsets=[$trained,
 common=(corpus.manifests="$output/manifests" "corpus.train=[$trained]" "corpus.dev=[$dev]" "${train[@]}")
 if [[ $experiment ]]; then
     python recipes/librispeech/train.py experiment="$experiment" output="$output" "${common[@]}"
-else # CTC first, then the speller with guidance; then on at a lower learning rate
-    stage compact 100 output="$output/first"
-    stage compact_further 100 init_from="$output/first/model" output="$output/second"
-    model=$output/second/model
+else # by CTC alone; then copies of what was heard, and synthetic voices where there is a text
+    stage compact 100 output="$output/first" training.ctc_only_epochs=18 trainer.max_epochs=18
     third=(model.speller.reader=0 output="$output")
     if [[ $text ]]; then
         folder=$root
@@ -76,11 +74,10 @@ else # CTC first, then the speller with guidance; then on at a lower learning ra
             output="$output/reader"
         third=(reader_from="$output/reader/model" output="$output/third")
     fi
-    # then on with copies, and synthetic voices where there is a text
     for subset in ${trained//,/ }; do
         python recipes/synthetic/augment.py root="$root" subset="$subset" output="$output/spoken" processes="$cores" \
             "${noises[@]}"
-        python recipes/synthetic/splice.py root="$root" subset="$subset" model_dir="$model" run=4 copies=4 \
+        python recipes/synthetic/splice.py root="$root" subset="$subset" model_dir="$output/first/model" run=4 copies=4 \
             output="$output/spliced"
     done
     subsets=$(cd "$output/spoken/LibriSpeech" && echo ./*-augmented)
@@ -91,8 +88,12 @@ else # CTC first, then the speller with guidance; then on at a lower learning ra
     python recipes/librispeech/prepare.py corpus.root="$output/spliced" "corpus.subsets=[$spliced]" \
         output="$output/manifests"
     common+=("corpus.train=[$trained,$spliced,$subsets]" "corpus.unperturbed=[$subsets]")
-    stage compact_spoken 50 init_from="$model" "${third[@]}" \
-        "corpus.shares={${spliced//,/: 0.25, }: 0.25, ${subsets//,/: 0.2, }: 0.2}"
+    shares="corpus.shares={${spliced//,/: 0.25, }: 0.25, ${subsets//,/: 0.2, }: 0.2}"
+    # on all of it, by CTC alone again, then with the speller, which is led along the diagonal at first
+    stage compact_further 200 init_from="$output/first/model" output="$output/second" "$shares" \
+        training.ctc_only_epochs=3 training.ctc_warmup_epochs=1 training.guided_attention=5 \
+        training.guided_attention_epochs=4 training.learning_rate=1.5e-3 trainer.max_epochs=8
+    stage compact_spoken 50 init_from="$output/second/model" "${third[@]}" "$shares"
     if [[ $text ]]; then # and in the end with hardly anything but recorded speech
         stage compact_recorded 50 init_from="$output/third/model" output="$output" \
             "corpus.shares={${spliced//,/: 0.1, }: 0.1, ${subsets//,/: 0.05, }: 0.05}"

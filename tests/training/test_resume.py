@@ -138,6 +138,21 @@ def test_a_finished_run_is_not_started_again_by_accident(toy_settings):
         train(toy_settings | {"resume": "/nowhere/at.all"})
 
 
+def test_a_run_that_is_over_leaves_its_model_until_there_is_a_newer_checkpoint(toy_settings):
+    toy_settings["trainer"]["max_epochs"] = 1
+    weights = train(toy_settings) / "model.safetensors"
+    written, content = weights.stat().st_mtime_ns, weights.read_bytes()
+    assert train(toy_settings) == weights.parent
+    assert weights.stat().st_mtime_ns == written
+    for checkpoint in (Path(toy_settings["output"]) / "checkpoints").iterdir():
+        checkpoint.touch()
+    train(toy_settings)
+    assert weights.stat().st_mtime_ns > written
+    weights.unlink()
+    train(toy_settings)
+    assert weights.read_bytes() == content
+
+
 def test_clear_errors_before_time_is_lost(toy_settings, tmp_path):
     toy_settings["corpus"]["train"] = ["train-other"]
     with pytest.raises(CorpusError, match=r"cuts_train-other.jsonl.gz: no such manifest.*here: dev-toy, train-toy"):
