@@ -6,9 +6,10 @@
 #     recipes/librispeech/run.sh text=[sentences.txt.xz] hours=40            # and sentences read by synthetic voices
 #     recipes/librispeech/run.sh experiment=small trainer.max_epochs=20      # one stage with settings of your own
 #
-# Three stages of training: from nothing; on with two more encoder layers; on, and on utterances joined from runs of the
-# speakers' words and copies in rooms, with noises=FOLDER in noise, too. With text= the third hears sentences of the text as
-# well and has a reader in the speller that has learned from it, and a short fourth follows, nearly all on recorded speech.
+# Three stages of training: from nothing, by CTC alone; on with two more encoder layers and the speller, and on utterances
+# joined from runs of the speakers' words and copies in rooms, with noises=FOLDER in noise, too; on, every utterance heard
+# twice, the speller learning from its own mistakes. With text= the second and the third hear sentences of the text as well
+# and the third has a reader in the speller that has learned from it; a short fourth follows, nearly all on recorded speech.
 # What else is given goes to train.py. The folder of the run is runs/librispeech, or output=.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -93,9 +94,9 @@ else # by CTC alone; then copies of what was heard, and synthetic voices where t
     stage compact_further 200 init_from="$output/first/model" output="$output/second" "$shares" \
         training.ctc_only_epochs=3 training.ctc_warmup_epochs=1 training.guided_attention=5 \
         training.guided_attention_epochs=4 training.learning_rate=1.5e-3 trainer.max_epochs=8
-    stage compact_spoken 50 init_from="$output/second/model" "${third[@]}" "$shares"
+    stage compact_spoken 100 init_from="$output/second/model" "${third[@]}" "$shares"
     if [[ $text ]]; then # and in the end with hardly anything but recorded speech
-        stage compact_recorded 50 init_from="$output/third/model" output="$output" \
+        stage compact_recorded 100 init_from="$output/third/model" output="$output" \
             "corpus.shares={${spliced//,/: 0.1, }: 0.1, ${subsets//,/: 0.05, }: 0.05}"
     fi
 fi

@@ -1,5 +1,6 @@
 """The stages of recipes/librispeech/run.sh: each can start from the model of the one before."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,28 @@ def test_the_fourth_stage_has_the_model_of_the_third():
     spoken, recorded = (settings(f"experiment={name}") for name in ("compact_spoken", "compact_recorded"))
     assert recorded["model"] == spoken["model"]
     assert recorded["training"]["learning_rate"] < spoken["training"]["learning_rate"]
+
+
+def stages_of_run_sh() -> list[tuple[str, list[str]]]:
+    """Experiment and settings of training of each stage of run.sh."""
+    script = (ROOT / "recipes/librispeech/run.sh").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^ +stage (\w+) \d+ (.+)$", script, re.MULTILINE)
+    return [(name, re.findall(r"(?:training|trainer|model)\.[\w.]+=[\w.-]+", rest)) for name, rest in lines]
+
+
+def test_the_stages_of_run_sh_begin_with_ctc_alone_and_end_with_the_speller():
+    stages = stages_of_run_sh()
+    assert [name for name, _ in stages] == ["compact", "compact_further", "compact_spoken", "compact_recorded"]
+    for number, (name, overrides) in enumerate(stages):
+        found = settings(f"experiment={name}", *overrides)
+        training = from_mapping(TrainingConfig, found["training"], "training")
+        epochs = found["trainer"]["max_epochs"]
+        assert epochs % found["trainer"]["validate_every"] == 0
+        if number == 0:
+            assert training.ctc_only_epochs == epochs
+        else:  # the first of these with a speller leads it along the diagonal while it still spells nothing
+            assert training.ctc_only_epochs < epochs
+            assert (training.guided_attention > 0) == (number == 1)
 
 
 @pytest.mark.parametrize("name", ["compact", "compact_further", "compact_spoken", "compact_recorded"])
