@@ -91,9 +91,9 @@ else # by CTC alone; then copies of what was heard, and synthetic voices where t
     common+=("corpus.train=[$trained,$spliced,$subsets]" "corpus.unperturbed=[$subsets]")
     shares="corpus.shares={${spliced//,/: 0.25, }: 0.25, ${subsets//,/: 0.2, }: 0.2}"
     # on all of it, by CTC alone again, then with the speller, which is led along the diagonal at first
-    stage compact_further 200 init_from="$output/first/model" output="$output/second" "$shares" \
+    stage compact_further 100 init_from="$output/first/model" output="$output/second" "$shares" \
         training.ctc_only_epochs=3 training.ctc_warmup_epochs=1 training.guided_attention=5 \
-        training.guided_attention_epochs=4 training.learning_rate=1.5e-3 trainer.max_epochs=8
+        training.guided_attention_epochs=4 trainer.max_epochs=12
     stage compact_spoken 100 init_from="$output/second/model" "${third[@]}" "$shares"
     if [[ $text ]]; then # and in the end with hardly anything but recorded speech
         stage compact_recorded 100 init_from="$output/third/model" output="$output" \
