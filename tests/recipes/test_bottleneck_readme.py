@@ -43,11 +43,6 @@ def test_every_quoted_line_stands_in_the_function_named(code, file, function):
     assert code in source_of(file, function)
 
 
-def test_links_and_figures_are_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (FOLDER / target).exists(), target
-
-
 # ---- what was found --------------------------------------------------------------------------------------------------
 
 
