@@ -71,8 +71,8 @@ else # by CTC alone; then copies of what was heard, and synthetic voices where t
         [[ -d $root/LibriSpeech ]] && folder=$root/LibriSpeech
         recipes/synthetic/run.sh "$text" overlap_with="[$folder/${dev//,/,$folder/}]" hours="$hours" "${noises[@]}" \
             output="$output/spoken"
-        python recipes/language_model/train.py text="$output/spoken/text" model.d=512 trainer.max_minutes=60 \
-            output="$output/reader"
+        OMP_NUM_THREADS=$cores python recipes/language_model/train.py text="$output/spoken/text" model.d=512 \
+            trainer.max_minutes=40 output="$output/reader"
         third=(reader_from="$output/reader/model" output="$output/third")
     fi
     for subset in ${trained//,/ }; do
