@@ -123,17 +123,27 @@ class PyramidalEncoder(nn.Module):
             nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
         self.dropout = ByteDropout(config.dropout)
 
-    def forward(self, frames: Tensor, lengths: Tensor, adaptation: Adaptation | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        frames: Tensor,
+        lengths: Tensor,
+        adaptation: Adaptation | None = None,
+        taps: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Frames (B, T, n_mels), lengths (B,) -> h (B, N, d) and lengths (B,) with N = T // reduction.
 
         Positions past a row's length are padding: what stands there has no influence on real positions.
-        `adaptation` has a pair for the frames and one for each layer (`asr.decoding.adaptation`).
+        `adaptation` has a pair for the frames and one for each layer (`asr.decoding.adaptation`). To `taps` is added
+        what each layer's norm makes, (B, T // reduction so far, d).
         """
         x = adapted(frames, adaptation[0]) if adaptation else frames
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             for _ in range(self.config.join_before.count(i)):
                 x, lengths = join_pairs(x, lengths)
-            h = self.dropout(norm(layer(x, lengths)))
+            h = norm(layer(x, lengths))
+            if taps is not None:
+                taps.append(h)
+            h = self.dropout(h)
             if adaptation:
                 h = adapted(h, adaptation[i + 1])
             x = x + h if i >= self.plain else h

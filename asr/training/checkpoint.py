@@ -277,15 +277,17 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
         ModelError: a checkpoint or model is missing or damaged, or is of another model than the first.
     """
     first = load_checkpoint(paths[0])
-    weights = {name: tensor.double() for name, tensor in first["state_dict"].items()}
+    # What tells phones in training is no part of a model, so a model folder has none.
+    weights = {n: tensor.double() for n, tensor in first["state_dict"].items() if not n.startswith("phones.")}
     for path in paths[1:]:
         other = read_weights(path) if path.is_dir() else load_checkpoint(path)["state_dict"]
+        other = {name: tensor for name, tensor in other.items() if not name.startswith("phones.")}
         if {n: t.shape for n, t in other.items()} != {n: t.shape for n, t in weights.items()}:
             raise ModelError(f"{path}: is of another model than {paths[0]}; average those of one")
         for name, tensor in other.items():
             weights[name] += tensor
     mean = {name: (total / len(paths)).to(first["state_dict"][name].dtype) for name, total in weights.items()}
-    return first | {"state_dict": mean}
+    return first | {"state_dict": first["state_dict"] | mean}
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from torch.nn.utils.rnn import pad_sequence
 from asr.config import from_mapping, to_mapping
 from asr.corpus.dataset import Batch
 from asr.corpus.passages import PassageSource
+from asr.corpus.pronunciation import PHONES, Pronouncer
 from asr.decoding.beam_search import PRESETS, DecodingConfig, beam_search
 from asr.decoding.greedy import ctc_greedy
-from asr.errors import AsrError
+from asr.errors import AsrError, ConfigError
 from asr.frontend import FrontendConfig, Normalizer, SpecAugment, SpecAugmentConfig
 from asr.model import ListenAttendSpell, ModelConfig
 from asr.model.encoder import length_mask
@@ -65,6 +66,8 @@ class TrainingConfig:
     scheduled_sampling: float = 0.0  # at the end of training, this share of the speller's inputs are its own outputs
     optimal_completion: float = 0.0  # share of the steps that learn from what the search spells, and its mistakes
     consistency: float = 0.0  # weight, beside CTC's loss, of how far CTC's heads on two changed copies are apart
+    phones: float = 0.0  # share of CTC's loss that is over phones, told at a lower layer; above 0 needs hibari-tts
+    phones_layer: int = 3  # that layer, the first being 1; above the pyramid, below residual layers
     weight_noise: float = 0.0  # standard deviation of Gaussian noise on the weight matrices while a gradient is taken
     find_learning_rate: bool = False  # try rising rates over 100 steps, suggest one, write a plot and stop
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
@@ -82,6 +85,8 @@ class TrainingConfig:
             raise ValueError(f"text_weight must not be negative, got {self.text_weight}")
         if self.consistency < 0:
             raise ValueError(f"consistency must not be negative, got {self.consistency}")
+        if not 0 <= self.phones < 1:
+            raise ValueError(f"phones must be 0 or more and below 1, got {self.phones}")
         if self.weight_noise < 0:
             raise ValueError(f"weight_noise must not be negative, got {self.weight_noise}")
 
@@ -117,8 +122,10 @@ def spelling_loss(logits: Tensor, characters: Tensor, label_smoothing: float = 0
     )
 
 
-def ctc_loss(ctc_logits: Tensor, lengths: Tensor, characters: Tensor, character_lengths: Tensor) -> Tensor:
-    """CTC's part of `joint_loss` (Graves et al. 2006)."""
+def ctc_loss(
+    ctc_logits: Tensor, lengths: Tensor, characters: Tensor, character_lengths: Tensor, zero_infinity: bool = False
+) -> Tensor:
+    """CTC's part of `joint_loss` (Graves et al. 2006). With `zero_infinity` what cannot be said counts 0."""
     total = functional.ctc_loss(
         ctc_logits.float().log_softmax(-1).transpose(0, 1),  # (N, B, V)
         characters[:, 1:-1],
@@ -126,6 +133,7 @@ def ctc_loss(ctc_logits: Tensor, lengths: Tensor, characters: Tensor, character_
         character_lengths,
         blank=CharTokenizer.blank_id,
         reduction="sum",
+        zero_infinity=zero_infinity,
     )
     return total / character_lengths.sum()
 
@@ -204,6 +212,8 @@ class LasModule(lightning.LightningModule):
         self.save_hyperparameters(
             {"model": to_mapping(model), "training": to_mapping(training), "frontend": to_mapping(frontend)}
         )
+        self.phones = self._phones(model, training)
+        self.pronounce: Pronouncer | None = None  # loaded when training begins
         self.skipped_in_a_row = 0
         self.skipped: list[list[str]] = []  # utterance ids of each skipped batch
         self._verdicts: list[tuple[Tensor, list[str]]] = []
@@ -225,10 +235,28 @@ class LasModule(lightning.LightningModule):
             tokenizer or CharTokenizer(),
         )
 
+    @staticmethod
+    def _phones(model: ModelConfig, training: TrainingConfig) -> nn.Linear | None:
+        """What tells phones while training goes on; no part of the model."""
+        if not training.phones:
+            return None
+        encoder = model.encoder
+        if not max(encoder.join_before, default=0) < training.phones_layer <= encoder.layers - encoder.residual:
+            raise ConfigError(
+                f"training.phones_layer={training.phones_layer}: it must be above those in model.encoder.join_before "
+                f"({', '.join(map(str, encoder.join_before))}, the first layer being 0 there) and at most the last "
+                f"that is not residual, {encoder.layers - encoder.residual}"
+            )
+        return nn.Linear(encoder.d, 1 + len(PHONES))
+
+    def on_fit_start(self) -> None:
+        if self.phones is not None:
+            self.pronounce = Pronouncer()
+
     # ---- optimisation -------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        others = [p for p in self._learned if p.ndim <= 1]
         groups: list[dict[str, Any]] = [
             {"params": self._matrices, "weight_decay": self.settings.weight_decay},
             {"params": others},
@@ -290,8 +318,12 @@ class LasModule(lightning.LightningModule):
             self._clean = []
 
     @property
+    def _learned(self) -> list[nn.Parameter]:
+        return [*self.model.parameters(), *(self.phones.parameters() if self.phones is not None else ())]
+
+    @property
     def _matrices(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.ndim > 1]
+        return [p for p in self._learned if p.ndim > 1]
 
     @property
     def ctc_weight(self) -> float:
@@ -324,8 +356,14 @@ class LasModule(lightning.LightningModule):
             batch = batch.twice()
         frames = self.spec_augment.perturb(batch.frames, self.frontend.sample_rate)
         frames = self.spec_augment(self.normalizer(frames, batch.lengths), batch.lengths)
-        h, lengths = self.model.encoder(frames, batch.lengths)
-        ctc = self._ctc_loss(h, lengths, batch)
+        if self.phones is None:
+            h, lengths = self.model.encoder(frames, batch.lengths)
+            ctc = self._ctc_loss(h, lengths, batch)
+        else:
+            taps: list[Tensor] = []
+            h, lengths = self.model.encoder(frames, batch.lengths, taps=taps)
+            said = self._phones_loss(taps[self.settings.phones_layer - 1], lengths, batch)
+            ctc = (1 - self.settings.phones) * self._ctc_loss(h, lengths, batch) + self.settings.phones * said
         if self.epochs_done < self.settings.ctc_only_epochs:
             return self._log_loss(ctc, batch)
         memory = self.model.speller.memory(h, lengths)
@@ -363,6 +401,20 @@ class LasModule(lightning.LightningModule):
         apart = consistency_loss(ctc_logits, lengths, batch.character_lengths)
         self.log("train/consistency", apart.detach(), batch_size=len(batch.ids))
         return ctc + self.settings.consistency * apart
+
+    def _phones_loss(self, x: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+        """CTC's loss over phones, in nats a phone, from a layer's output (B, N, d).
+
+        After Krishna et al. 2018, "Hierarchical multitask learning for CTC-based speech recognition".
+        """
+        assert self.phones is not None
+        assert self.pronounce is not None
+        said = [self.pronounce(text) for text in batch.texts] * (len(x) // len(batch.texts))
+        targets = pad_sequence([torch.tensor([0, *phones, 0]) for phones in said], batch_first=True).to(x.device)
+        counts = torch.tensor([len(phones) for phones in said], device=x.device)
+        loss = ctc_loss(self.phones(x), lengths, targets, counts, zero_infinity=True)
+        self.log("train/phones", loss.detach(), batch_size=len(batch.ids))
+        return loss
 
     def _log_loss(self, loss: Tensor, batch: Batch) -> Tensor:
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.ids))
@@ -492,7 +544,7 @@ class LasModule(lightning.LightningModule):
         The fused optimiser itself leaves the weights alone where `found_inf` is 1, so nothing has to wait for the
         device here; on CUDA the verdicts are read some steps later.
         """
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self._learned, self.settings.gradient_clip)
         bad = ~(norm.isfinite() & self._last_loss.isfinite())
         optimizer.grad_scale, optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
         self.log("train/gradient_norm", norm)

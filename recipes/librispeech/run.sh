@@ -6,16 +6,16 @@
 #     recipes/librispeech/run.sh text=[sentences.txt.xz] hours=40            # and sentences read by synthetic voices
 #     recipes/librispeech/run.sh experiment=small trainer.max_epochs=20      # one stage with settings of your own
 #
-# Three stages of training: from nothing, by CTC alone; on with two more encoder layers and the speller, and on utterances
-# joined from runs of the speakers' words and copies in rooms, with noises=FOLDER in noise, too; on, every utterance heard
-# twice, the speller learning from its own mistakes. With text= the second and the third hear sentences of the text as well
-# and the third has a reader in the speller that has learned from it; a short fourth follows, nearly all on recorded speech.
-# What else is given goes to train.py. The folder of the run is runs/librispeech, or output=.
+# Three stages of training: from nothing, by CTC alone, over characters and phones; on with two more encoder layers and the
+# speller, and on utterances joined from runs of the speakers' words and copies in rooms, with noises=FOLDER in noise, too; on,
+# every utterance heard twice, the speller learning from its own mistakes. With text= the second and the third hear sentences
+# of the text as well and the third has a reader in the speller that has learned from it; a short fourth follows, nearly all
+# on recorded speech. What else is given goes to train.py. The folder of the run is runs/librispeech, or output=.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 source recipes/setup.sh
-setup_venv ".[train,augment]"
+setup_venv ".[train,tts,augment]"
 
 prepare=(corpus.download=true)
 root=data
@@ -63,8 +63,8 @@ python recipes/librispeech/prepare.py "${prepare[@]}" "corpus.subsets=[$trained,
 common=(corpus.manifests="$output/manifests" "corpus.train=[$trained]" "corpus.dev=[$dev]" "${train[@]}")
 if [[ $experiment ]]; then
     python recipes/librispeech/train.py experiment="$experiment" output="$output" "${common[@]}"
-else # by CTC alone; then copies of what was heard, and synthetic voices where there is a text
-    stage compact 100 output="$output/first" training.ctc_only_epochs=18 trainer.max_epochs=18
+else # by CTC alone, over phones too; then copies of what was heard, and synthetic voices where there is a text
+    stage compact 100 output="$output/first" training.ctc_only_epochs=18 training.phones=0.5 trainer.max_epochs=18
     third=(model.speller.reader=0 output="$output")
     if [[ $text ]]; then
         folder=$root
@@ -93,7 +93,7 @@ else # by CTC alone; then copies of what was heard, and synthetic voices where t
     # on all of it, by CTC alone again, then with the speller, which is led along the diagonal at first
     stage compact_further 100 init_from="$output/first/model" output="$output/second" "$shares" \
         training.ctc_only_epochs=3 training.ctc_warmup_epochs=1 training.guided_attention=5 \
-        training.guided_attention_epochs=4 trainer.max_epochs=12
+        training.guided_attention_epochs=4 training.phones=0.3 trainer.max_epochs=12
     stage compact_spoken 100 init_from="$output/second/model" "${third[@]}" "$shares"
     if [[ $text ]]; then # and in the end with hardly anything but recorded speech
         stage compact_recorded 100 init_from="$output/third/model" output="$output" \

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from asr.config import from_mapping
 from asr.model import ModelConfig
-from asr.training.module import TrainingConfig
+from asr.training.module import LasModule, TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +72,17 @@ def test_the_stages_of_run_sh_begin_with_ctc_alone_and_end_with_the_speller():
         else:  # the first of these with a speller leads it along the diagonal while it still spells nothing
             assert training.ctc_only_epochs < epochs
             assert (training.guided_attention > 0) == (number == 1)
+
+
+def test_the_stages_of_run_sh_tell_phones_at_a_layer_that_there_is():
+    shares = []
+    for name, overrides in stages_of_run_sh():
+        found = settings(f"experiment={name}", *overrides)
+        module = LasModule.from_settings(found)
+        shares.append(module.settings.phones)
+        assert (module.phones is not None) == (shares[-1] > 0)
+    assert shares[0] > 0
+    assert shares == sorted(shares, reverse=True)
 
 
 @pytest.mark.parametrize("name", ["compact", "compact_further", "compact_spoken", "compact_recorded"])

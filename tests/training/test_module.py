@@ -5,8 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from asr.bundle import load_bundle
 from asr.corpus.dataset import Batch
 from asr.decoding.beam_search import Hypothesis
+from asr.errors import ConfigError
+from asr.model.encoder import join_pairs
+from asr.training.checkpoint import average_checkpoints, latest_checkpoint, load_checkpoint
 from asr.training.completion import completion_loss, optimal_completions
 from asr.training.module import (
     LasModule,
@@ -20,6 +24,7 @@ from asr.training.module import (
     spelling_loss,
     word_errors,
 )
+from asr.training.run import train
 
 
 def test_joint_loss_ignores_padding_and_counts_characters():
@@ -278,6 +283,58 @@ def test_with_consistency_both_copies_are_heard_and_learned_from(module, batch, 
     torch.testing.assert_close(module.training_step(batch, 0), ctc + 3 * apart)
 
 
+def test_phones_are_told_at_their_layer_and_have_their_share_of_ctcs_loss(toy_settings, batch, monkeypatch):
+    toy_settings["training"] |= {"phones": 0.25, "phones_layer": 2, "consistency": 0.2}
+    module = LasModule.from_settings(toy_settings).eval()
+    module.pronounce = lambda text: {"ABC": [3, 3, 9], "AB": [1]}[text]
+    monkeypatch.setattr(LasModule, "epochs_done", -1.0)  # CTC alone
+    logged = {}
+    monkeypatch.setattr(LasModule, "log", lambda self, name, value, **_: logged.update({name: value}))
+    loss = module.training_step(batch, 0)
+    two = batch.twice()
+    encoder = module.model.encoder
+    x, lengths = (
+        encoder.layers[0](*join_pairs(module.normalizer(two.frames, two.lengths), two.lengths)),
+        two.lengths // 2,
+    )
+    x, lengths = join_pairs(encoder.norms[0](x), lengths)
+    x = encoder.norms[1](encoder.layers[1](x, lengths))
+    said = torch.tensor([[0, 3, 3, 9, 0], [0, 1, 0, 0, 0]]).repeat(2, 1)
+    phones = ctc_loss(module.phones(x), lengths, said, torch.tensor([3, 1, 3, 1]))
+    torch.testing.assert_close(logged["train/phones"], phones)
+    characters = ctc_loss(module.model.ctc(x), lengths, two.characters, two.character_lengths)
+    torch.testing.assert_close(loss, 0.75 * characters + 0.25 * phones)
+    # It learns with the model, but is none of it.
+    learned = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
+    assert learned == {id(p) for p in module.parameters()}
+    assert not any("phones" in name for name in module.model.state_dict())
+    module.pronounce = lambda text: [1] * 40  # more than there are states
+    assert module.training_step(batch, 0).isfinite()
+
+
+def test_phones_are_told_between_the_pyramid_and_residual_layers(toy_settings):
+    for layer in (1, 3):
+        toy_settings["training"] |= {"phones": 0.5, "phones_layer": layer}
+        with pytest.raises(ConfigError, match=rf"training.phones_layer={layer}: .* \(0, 1, .* not residual, 2"):
+            LasModule.from_settings(toy_settings)
+
+
+def test_a_run_with_phones_goes_on_and_leaves_a_model_without_them(toy_settings, monkeypatch):
+    monkeypatch.setattr("asr.training.module.Pronouncer", lambda: lambda text: [ord(c) - 64 for c in text if c != " "])
+    toy_settings["training"] |= {"phones": 0.5, "phones_layer": 2, "average": 2}
+    toy_settings["trainer"]["max_epochs"] = 1
+    train(toy_settings)
+    toy_settings["trainer"]["max_epochs"] = 2
+    folder = train(toy_settings)
+    last = latest_checkpoint(folder.parent / "checkpoints")
+    weights = load_checkpoint(last)["state_dict"]
+    assert "phones.weight" in weights
+    assert load_bundle(folder).model.state_dict().keys() == {
+        name.removeprefix("model.") for name in weights if name.startswith("model.")
+    }
+    assert average_checkpoints([last, folder])["state_dict"].keys() == weights.keys()
+
+
 @pytest.mark.parametrize(("consistency", "rows"), [(0.0, 2), (0.2, 4)])
 def test_both_copies_count_where_memory_runs_out(module, batch, monkeypatch, consistency, rows):
     module.settings = replace(module.settings, consistency=consistency)
@@ -359,6 +416,8 @@ def test_weight_noise_is_on_the_matrices_for_the_gradient_alone(module, batch, m
         {"optimal_completion": -0.1},
         {"consistency": -0.1},
         {"weight_noise": -0.1},
+        {"phones": 1.0},
+        {"phones": -0.1},
     ],
 )
 def test_settings_that_cannot_be_meant(wrong):
