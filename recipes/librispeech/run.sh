@@ -9,8 +9,8 @@
 # Three stages of training: from nothing, by CTC alone, over characters and phones; on with two more encoder layers and the
 # speller, and on utterances joined from runs of the speakers' words and copies in rooms, with noises=FOLDER in noise, too; on,
 # every utterance heard twice, the speller learning from its own mistakes. With text= the second and the third hear sentences
-# of the text as well and the third has a reader in the speller that has learned from it; a short fourth follows, nearly all
-# on recorded speech. What else is given goes to train.py. The folder of the run is runs/librispeech, or output=.
+# of the text as well and the third has a reader in the speller that has learned from it. What else is given goes to train.py.
+# The folder of the run is runs/librispeech, or output=.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -41,7 +41,7 @@ for option in "$@"; do
     esac
 done
 if [[ $experiment && $text ]]; then
-    echo "error: text= is for the third and fourth of four stages, experiment= for one of your own; leave one out" >&2
+    echo "error: text= is for the second and third of three stages, experiment= for one of your own; leave one out" >&2
     exit 2
 fi
 
@@ -65,7 +65,7 @@ if [[ $experiment ]]; then
     python recipes/librispeech/train.py experiment="$experiment" output="$output" "${common[@]}"
 else # by CTC alone, over phones too; then copies of what was heard, and synthetic voices where there is a text
     stage compact 100 output="$output/first" training.ctc_only_epochs=18 training.phones=0.5 trainer.max_epochs=18
-    third=(model.speller.reader=0 output="$output")
+    reader=model.speller.reader=0
     if [[ $text ]]; then
         folder=$root
         [[ -d $root/LibriSpeech ]] && folder=$root/LibriSpeech
@@ -73,7 +73,7 @@ else # by CTC alone, over phones too; then copies of what was heard, and synthet
             output="$output/spoken"
         OMP_NUM_THREADS=$cores python recipes/language_model/train.py text="$output/spoken/text" model.d=512 \
             trainer.max_minutes=40 output="$output/reader"
-        third=(reader_from="$output/reader/model" output="$output/third")
+        reader=reader_from=$output/reader/model
     fi
     for subset in ${trained//,/ }; do
         python recipes/synthetic/augment.py root="$root" subset="$subset" output="$output/spoken" processes="$cores" \
@@ -94,11 +94,7 @@ else # by CTC alone, over phones too; then copies of what was heard, and synthet
     stage compact_further 100 init_from="$output/first/model" output="$output/second" "$shares" \
         training.ctc_only_epochs=3 training.ctc_warmup_epochs=1 training.guided_attention=5 \
         training.guided_attention_epochs=4 training.phones=0.3 trainer.max_epochs=12
-    stage compact_spoken 100 init_from="$output/second/model" "${third[@]}" "$shares"
-    if [[ $text ]]; then # and in the end with hardly anything but recorded speech
-        stage compact_recorded 100 init_from="$output/third/model" output="$output" \
-            "corpus.shares={${spliced//,/: 0.1, }: 0.1, ${subsets//,/: 0.05, }: 0.05}"
-    fi
+    stage compact_spoken 100 init_from="$output/second/model" output="$output" "$reader" "$shares"
 fi
 decode=(model_dir="$output/model" corpus.manifests="$output/manifests" "corpus.decode=[$dev]")
 for decoding in greedy greedy_ctc beam_ctc; do

@@ -46,7 +46,7 @@ def test_the_third_stage_has_the_model_of_the_second_and_positions_and_a_reader(
     assert f"model.d={reader} " in (ROOT / "recipes/librispeech/run.sh").read_text()
 
 
-def test_the_fourth_stage_has_the_model_of_the_third():
+def test_the_stage_on_recorded_speech_has_the_model_of_the_third():
     spoken, recorded = (settings(f"experiment={name}") for name in ("compact_spoken", "compact_recorded"))
     assert recorded["model"] == spoken["model"]
     assert recorded["training"]["learning_rate"] < spoken["training"]["learning_rate"]
@@ -61,7 +61,7 @@ def stages_of_run_sh() -> list[tuple[str, list[str]]]:
 
 def test_the_stages_of_run_sh_begin_with_ctc_alone_and_end_with_the_speller():
     stages = stages_of_run_sh()
-    assert [name for name, _ in stages] == ["compact", "compact_further", "compact_spoken", "compact_recorded"]
+    assert [name for name, _ in stages] == ["compact", "compact_further", "compact_spoken"]
     for number, (name, overrides) in enumerate(stages):
         found = settings(f"experiment={name}", *overrides)
         training = from_mapping(TrainingConfig, found["training"], "training")
