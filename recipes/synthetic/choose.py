@@ -2,7 +2,7 @@
 
 python recipes/synthetic/choose.py text=data/text recordings=[data/LibriSpeech/train-clean-5] output=data/rare.txt
 python recipes/language_model/prepare.py text=[data/rare.txt] held_out=0.02 output=data/rare
-python recipes/synthetic/prepare.py text=data/rare hours=40 output=data/synthetic
+python recipes/synthetic/prepare.py text=data/rare hours=35 output=data/synthetic
 
 Every setting, with what it means: conf/choose.yaml.
 """
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from asr._exit import friendly_errors
 from asr.config import from_mapping
-from asr.corpus.choose import ChooseConfig, choose_sentences, word_counts
+from asr.corpus.choose import ChooseConfig, choose_sentences, wanted_words, word_counts
 from asr.corpus.text import PreparedText, normalized, read_sentences
 from asr.errors import ConfigError
 from asr.writers import write_atomically
@@ -31,8 +31,10 @@ def main(config: DictConfig) -> None:
         raise ConfigError("recordings: nothing to compare with; give recordings=[FOLDER,...]")
     recorded = word_counts(normalized(line) for path in recordings for line in read_sentences(path))
     sentences = PreparedText(text, "train").lines()
-    chosen = choose_sentences(sentences, recorded, from_mapping(ChooseConfig, settings))
-    in_text, said = word_counts(sentences), word_counts(chosen)
+    in_text = word_counts(sentences)
+    choice = from_mapping(ChooseConfig, settings)
+    chosen = choose_sentences(sentences, wanted_words(in_text, recorded, choice), choice)
+    said = word_counts(chosen)
     for low, high in BANDS:
         words = [w for w, n in in_text.items() if n >= low and (high is None or n <= high) and w not in recorded]
         if words:

@@ -29,6 +29,10 @@ def text(seed: int = 0) -> list[str]:
 RECORDED = Counter(dict.fromkeys(COMMON, 100))
 
 
+def choose(sentences: list[str], recorded: Counter[str], config: ChooseConfig) -> list[str]:
+    return choose_sentences(sentences, wanted_words(word_counts(sentences), recorded, config), config)
+
+
 def test_a_word_is_wanted_more_often_if_the_text_has_it_and_less_if_it_was_recorded():
     config = ChooseConfig(in_text=4, in_recordings=3, factor=2.0, at_most=10.0)
     wanted = wanted_words({"A": 3, "B": 4, "C": 9, "D": 400, "E": 9, "F": 900}, {"E": 2, "F": 4}, config)
@@ -37,7 +41,7 @@ def test_a_word_is_wanted_more_often_if_the_text_has_it_and_less_if_it_was_recor
 
 def test_sentences_with_rare_words_are_chosen():
     sentences = text()
-    chosen = choose_sentences(sentences, RECORDED, ChooseConfig(words=500, factor=5.0))
+    chosen = choose(sentences, RECORDED, ChooseConfig(words=500, factor=5.0))
     assert len(chosen) == 56  # of 9 words: the first at which there are 500
     assert all(set(sentence.split()) & set(RARE) for sentence in chosen)
     assert len(set(chosen)) == len(chosen)
@@ -45,35 +49,33 @@ def test_sentences_with_rare_words_are_chosen():
 
 
 def test_a_word_that_was_said_often_enough_counts_no_more():
-    """All rare words come about equally often, though the text has one of them ten times as often as any other."""
+    """The text has one of the rare words in 300 sentences more; few of these are chosen."""
     sentences = text() + ["BAING BAING BAING AND THE"] * 300
-    said = word_counts(choose_sentences(sentences, RECORDED, ChooseConfig(factor=1.0)))
+    said = word_counts(choose(sentences, RECORDED, ChooseConfig(factor=1.0)))
     assert word_counts(sentences)["BAING"] > 900
     assert said["BAING"] < 60
 
 
 def test_recorded_words_are_not_looked_for():
     recorded = RECORDED + Counter(dict.fromkeys(RARE[:20], 9))
-    chosen = choose_sentences(text(), recorded, ChooseConfig(words=300, factor=5.0))
+    chosen = choose(text(), recorded, ChooseConfig(words=300, factor=5.0))
     assert all(set(sentence.split()) & set(RARE[20:]) for sentence in chosen)
 
 
 def test_the_same_seed_chooses_the_same():
     config = ChooseConfig(words=300)
-    assert choose_sentences(text(), RECORDED, config) == choose_sentences(text(), RECORDED, config)
-    assert choose_sentences(text(), RECORDED, config) != choose_sentences(
-        text(), RECORDED, ChooseConfig(words=300, seed=2)
-    )
+    assert choose(text(), RECORDED, config) == choose(text(), RECORDED, config)
+    assert choose(text(), RECORDED, config) != choose(text(), RECORDED, ChooseConfig(words=300, seed=2))
 
 
 def test_sentences_of_other_lengths_are_left():
     with pytest.raises(CorpusError, match="no sentence of the text has enough rare words"):
-        choose_sentences(text(), RECORDED, ChooseConfig(longest=8))
+        choose(text(), RECORDED, ChooseConfig(longest=8))
 
 
 def test_nothing_wanted_is_an_error():
     with pytest.raises(CorpusError, match="give more text or lower in_text"):
-        choose_sentences(text(), RECORDED, ChooseConfig(in_text=10_000))
+        choose(text(), RECORDED, ChooseConfig(in_text=10_000))
 
 
 @pytest.mark.parametrize(
