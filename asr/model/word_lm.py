@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from asr.errors import ModelError
 from asr.model.language_model import WEIGHTS, check_settings, read_settings, write_folder
 from asr.tokenizer import CHARACTERS, CharTokenizer
 
-__all__ = ["KIND", "WordLanguageModel", "WordState", "estimate", "load_word_lm", "measure", "save_word_lm"]
+__all__ = ["KIND", "WordLanguageModel", "WordState", "compact", "estimate", "load_word_lm", "measure", "save_word_lm"]
 
 KIND = "word n-gram"  # in the settings, to tell it from a character model
 
@@ -50,7 +50,11 @@ STEPS = 14.0  # levels of a stored probability by a factor of e: 255 of them rea
 UNIT = 2.0**40  # cumulated probabilities are whole numbers of 1 / UNIT, so that their differences are exact
 LETTERS = 3  # letters of context of the spelling of unknown words
 SPREAD = 1e-5  # share of every step that is spread evenly, so that nothing that can be written is impossible
-MOST_WORDS = 2**16 - 3  # numbers of words are stored in 16 bits; three are taken
+
+
+def compact(values: np.ndarray) -> np.ndarray:
+    """The same whole numbers in as few bytes each as the largest needs."""
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
 def _quantised(probabilities: np.ndarray) -> np.ndarray:
@@ -82,6 +86,7 @@ def estimate(
     ngrams: int = 3_000_000,
     characters: str = CHARACTERS,
     least_count: int = 2,
+    lexicon: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """The tables of a `WordLanguageModel`.
 
@@ -90,10 +95,12 @@ def estimate(
         vocabulary: words known: the most frequent ones, if they come at least `least_count` times.
         order: words of the longest n-grams.
         ngrams: how many of 2 and more words are kept, and some more where a kept one needs its beginning.
+        lexicon: words known besides, however seldom they come; those that never do have what the interpolation leaves
+            to every word alike. Other words keep what the rarest words of the text are worth.
     """
     split = [sentence.split() for sentence in sentences]
     counts = Counter(word for sentence in split for word in sentence)
-    words = sorted(w for w, n in counts.most_common(min(vocabulary, MOST_WORDS)) if n >= least_count)
+    words = sorted({w for w, n in counts.most_common(vocabulary) if n >= least_count}.union(lexicon))
     # Unknown words look like the rare ones.
     rare = [w for w, n in counts.items() if n <= 5 * least_count] or words
     tables = {
@@ -207,8 +214,8 @@ def _cut(orders: list[_Order], ngrams: int) -> list[dict[str, np.ndarray]]:
         backoff = 1 - np.bincount(context, explicit, minlength=len(contexts))
         kept.append(
             {
-                "size": size.astype(np.uint16),
-                "word": o.word[keep].astype(np.uint16),
+                "size": compact(size),
+                "word": compact(o.word[keep]),
                 "explicit": _quantised(explicit),
                 "backoff": _quantised(backoff[size > 0]),
             }

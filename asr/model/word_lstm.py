@@ -35,7 +35,7 @@ from asr.model.language_model import (
     read_settings,
     write_folder,
 )
-from asr.model.word_lm import WordLanguageModel, WordState, load_word_lm
+from asr.model.word_lm import WordLanguageModel, WordState, compact, load_word_lm
 from asr.tokenizer import CHARACTERS, CharTokenizer
 
 __all__ = [
@@ -242,6 +242,17 @@ class MixedLanguageModel(WordLanguageModel):
         for name, values in tables_.items():
             self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
+    def shortlist_in(self, words: Sequence[str]) -> np.ndarray:
+        """(S,) numbers that the LSTM's words have among other words.
+
+        Raises:
+            ConfigError: they are not all among them.
+        """
+        number = {word: i for i, word in enumerate(words)}
+        if missing := [word for i in self.shortlist if (word := self.words[i]) not in number]:
+            raise ConfigError(f"the n-grams lack {len(missing)} of the LSTM's words, {missing[0]} for one")
+        return np.array([number[self.words[i]] for i in self.shortlist])
+
     def start(self, batch: int) -> MixedState:
         state = super().start(batch)
         pool = _Pool(torch.zeros(1, len(self.alphabetical) + 2, dtype=torch.int32, device=state.node.device), 1)
@@ -314,7 +325,7 @@ def save_mixed(
         "training": dict(training),
     }
     return write_folder(
-        Path(folder), settings, save({**tables, **tensors, "shortlist": np.asarray(shortlist).astype(np.uint16)})
+        Path(folder), settings, save({**tables, **tensors, "shortlist": compact(np.asarray(shortlist))})
     )
 
 

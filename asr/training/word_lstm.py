@@ -161,11 +161,15 @@ class WordData(TextData):
         super().__init__(folder, settings, CharTokenizer())
         self.share, self.before = share, before
         model, self.tables, self.about_ngram = load_ngrams(ngram)
-        if first is not None and first.words != model.words:
-            raise ConfigError(f"{ngram}: has other words than init_from; set ngram to what init_from names")
         self.words = WordText(self.text, model)
         self.held_out_words = WordText(self.held_out, model)
-        self.shortlist = first.shortlist if first is not None else choose_shortlist(self.words, model, shortlist)
+        if first is not None:
+            try:
+                self.shortlist = first.shortlist_in(model.words)
+            except ConfigError as error:
+                raise ConfigError(f"{ngram}: {error}; set ngram to what init_from names") from None
+        else:
+            self.shortlist = choose_shortlist(self.words, model, shortlist)
         if len(self.shortlist) < shortlist:
             raise ConfigError(f"model.shortlist={shortlist}: {ngram} has {len(self.shortlist)} words; set it to those")
         self.classes = class_table(model, self.shortlist)

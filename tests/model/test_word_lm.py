@@ -184,3 +184,24 @@ def test_a_word_without_end(model):
     scores, steps = follow(model, "Q" * 400)
     assert scores.isfinite().all()
     assert torch.allclose(steps.exp().sum(1), torch.ones(len(steps)), atol=1e-5)
+
+
+def test_words_of_a_lexicon_are_known_though_the_text_lacks_them(model):
+    larger = WordLanguageModel(estimate(TEXT, order=3, lexicon=["XYLOGRAPH", "CAT", "ZEBU"]))
+    assert {"XYLOGRAPH", "ZEBU"} | set(model.words) == set(larger.words)
+    for new in ("XYLOGRAPH", "ZEBU"):
+        assert follow(larger, f"THE {new}")[0].sum() > follow(model, f"THE {new}")[0].sum() + 3
+    scores, steps = follow(larger, "THE CAT SAT ON THE MAT")
+    assert torch.allclose(steps.exp().sum(1), torch.ones(len(steps)), atol=1e-5)
+    assert scores.sum() == pytest.approx(follow(model, "THE CAT SAT ON THE MAT")[0].sum(), abs=1.5)
+
+
+def test_more_words_than_16_bits_number(tmp_path):
+    """The last in the alphabet has a number beyond 65,535 and keeps its n-grams, on disk and back."""
+    letters = [chr(ord("A") + i) for i in range(26)]
+    many = ["".join(word) for word in itertools.islice(itertools.product(letters, repeat=4), 70_000)]
+    model = load_word_lm(save_word_lm(tmp_path, estimate([*TEXT, "THE ZZZZ SAT", "THE ZZZZ SAT"], lexicon=many), {}))
+    assert model.words.index("ZZZZ") > 2**16
+    after, steps = follow(model, "THE ZZZZ SAT")
+    assert after[-5:-1].exp().prod() > 0.5  # what follows ZZZZ is known: " SAT"
+    assert torch.allclose(steps.exp().sum(1), torch.ones(len(steps)), atol=1e-5)
