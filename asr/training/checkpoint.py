@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+_LAYER = re.compile(r"model\.encoder\.(?:layers|norms)\.(\d+)\.")
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -271,7 +274,8 @@ class ExponentialAverage(WeightAveraging):
 def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
     """The first checkpoint, with the mean of all their weights (Vaswani et al. 2017, section 6.1).
 
-    paths: the first is a checkpoint; others may be model folders too
+    paths: the first is a checkpoint; others may be model folders too, and may lack residual layers at the top of the
+        encoder. These add nothing there, so that they add less in the mean.
 
     Raises:
         ModelError: a checkpoint or model is missing or damaged, or is of another model than the first.
@@ -279,15 +283,29 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
     first = load_checkpoint(paths[0])
     # What tells phones in training is no part of a model, so a model folder has none.
     weights = {n: tensor.double() for n, tensor in first["state_dict"].items() if not n.startswith("phones.")}
+    of = dict.fromkeys(weights, 1)  # how many have each
     for path in paths[1:]:
         other = read_weights(path) if path.is_dir() else load_checkpoint(path)["state_dict"]
         other = {name: tensor for name, tensor in other.items() if not name.startswith("phones.")}
-        if {n: t.shape for n, t in other.items()} != {n: t.shape for n, t in weights.items()}:
+        lacks = _of_residual_layers(weights.keys() - other.keys(), first["hyper_parameters"])
+        if {n: t.shape for n, t in other.items()} != {n: t.shape for n, t in weights.items() if n not in lacks}:
             raise ModelError(f"{path}: is of another model than {paths[0]}; average those of one")
         for name, tensor in other.items():
             weights[name] += tensor
-    mean = {name: (total / len(paths)).to(first["state_dict"][name].dtype) for name, total in weights.items()}
+            of[name] += 1
+    for name in weights:
+        if ".norms." in name:  # what scales a residual layer's output
+            of[name] = len(paths)
+    mean = {name: (total / of[name]).to(first["state_dict"][name].dtype) for name, total in weights.items()}
     return first | {"state_dict": first["state_dict"] | mean}
+
+
+def _of_residual_layers(names: Iterable[str], hyper_parameters: Mapping[str, Any]) -> set[str]:
+    """Those of the weights that belong to residual layers of the encoder."""
+    encoder = hyper_parameters.get("model", {}).get("encoder", {})
+    plain = encoder.get("layers", 0) - encoder.get("residual", 0)
+    found = ((name, _LAYER.match(name)) for name in names)
+    return {name for name, layer in found if layer and int(layer[1]) >= plain}
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -128,3 +128,23 @@ def test_checkpoints_that_cannot_be_read_or_averaged_are_named(tmp_path):
         load_checkpoint(wrong)
     with pytest.raises(ModelError, match=r"other.ckpt: is of another model"):
         average_checkpoints([good, other])
+
+
+def test_in_the_mean_a_residual_layer_that_one_model_lacks_adds_less(tmp_path):
+    def state(layers, value):
+        names = [f"model.encoder.{part}.{i}.w" for i in range(layers) for part in ("layers", "norms")]
+        encoder = {"layers": layers, "residual": 2}
+        weights = {name: torch.full((2,), value) for name in names}
+        return {"state_dict": weights, "hyper_parameters": {"model": {"encoder": encoder}}, "global_step": 1}
+
+    deep, flat, other = (tmp_path / f"{name}.ckpt" for name in ("deep", "flat", "other"))
+    torch.save(state(4, 6.0), deep)
+    torch.save(state(3, 2.0), flat)
+    mean = average_checkpoints([deep, flat])["state_dict"]
+    expected = {f"model.encoder.{part}.{i}.w": 4.0 for i in range(3) for part in ("layers", "norms")}
+    expected |= {"model.encoder.layers.3.w": 6.0, "model.encoder.norms.3.w": 3.0}  # its own, scaled half as large
+    assert {name: weight.tolist() for name, weight in mean.items()} == {n: [v, v] for n, v in expected.items()}
+    for first, second in ((flat, deep), (deep, other)):  # more than the first has; without a layer that is not residual
+        torch.save(state(1, 2.0), other)
+        with pytest.raises(ModelError, match="is of another model"):
+            average_checkpoints([first, second])
