@@ -96,7 +96,7 @@ def estimate(
         order: words of the longest n-grams.
         ngrams: how many of 2 and more words are kept, and some more where a kept one needs its beginning.
         lexicon: words known besides, however seldom they come; those that never do have what the interpolation leaves
-            to every word alike. Other words keep what the rarest words of the text are worth.
+            to every word alike.
     """
     split = [sentence.split() for sentence in sentences]
     counts = Counter(word for sentence in split for word in sentence)

@@ -43,22 +43,24 @@ def build(settings: Mapping[str, Any]) -> dict[str, Any]:
     summary: dict[str, Any] = {"sentences": len(train), "words": sum(line.count(" ") + 1 for line in train)}
     print(f"{settings['text']}: {summary['sentences']:,} sentences, {summary['words']:,} words", flush=True)
     chosen = {name: settings[name] for name in ("vocabulary", "order", "ngrams", "least_count")}
-    tables = estimate(train, **chosen, lexicon=lexicon)
+    # What the LSTM knows must be known here, whatever text this is.
+    shortlist = {beside.words[i] for i in beside.shortlist} if beside else set()
+    tables = estimate(train, **chosen, lexicon=lexicon | shortlist)
     model = WordLanguageModel(tables)
     summary |= {"vocabulary": len(model.words), "order": settings["order"]}
     if lexicon:
         summary["lexicon"] = {"files": [Path(path).name for path in settings["lexicon"]], "words": len(lexicon)}
     summary["ngrams"] = {n: len(tables[f"{n}.word"]) for n in range(2, settings["order"] + 1)}
-    held_out = PreparedText(settings["text"], "held_out", tokenizer).lines()
+    held_out = PreparedText(settings["text"], "held_out", tokenizer).lines() if settings["held_out"] else []
     summary |= figures_of(model, held_out, settings["held_out"])
     if beside is None:
         folder = save_word_lm(settings["output"], tables, summary)
     else:
-        shortlist, share = beside.shortlist_in(model.words), settings["share"]
-        figures = figures_of(MixedLanguageModel(tables, beside.lstm, shortlist, share), held_out, settings["held_out"])
+        numbers, share = beside.shortlist_in(model.words), settings["share"]
+        figures = figures_of(MixedLanguageModel(tables, beside.lstm, numbers, share), held_out, settings["held_out"])
         del summary["sentences"], summary["words"]
         summary = {**language_model_summary(settings["lstm_from"]), "ngram": summary} | figures
-        folder = save_mixed(settings["output"], tables, beside.lstm, shortlist, share, summary)
+        folder = save_mixed(settings["output"], tables, beside.lstm, numbers, share, summary)
     size = (folder / WEIGHTS).stat().st_size / 1e6
     print(f"wrote {folder}: {size:.1f} MB in {time.perf_counter() - began:.0f} s: {summary}")
     return summary
