@@ -157,7 +157,7 @@ def test_missing_and_damaged_files_say_so(model, tmp_path):
     for changed, message in (
         ("format: [", "damaged"),
         ("- 1\n", "damaged"),
-        (text.replace("format: 1", "format: 2"), "newer version"),
+        (text.replace("format: 2", "format: 3"), "newer version"),
         (text.replace("kind: character LSTM", "kind: word n-gram"), "of kind 'word n-gram'"),
         (text.replace("d: 16", "d: 17"), "do not fit"),
         (text.replace("d: 16", "d: many"), "should be int"),

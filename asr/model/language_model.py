@@ -39,7 +39,7 @@ __all__ = [
     "write_folder",
 ]
 
-FORMAT = 1  # raised when an older reader could not make sense of a newer folder
+FORMAT = 2  # raised when an older reader could not make sense of a newer folder
 KIND = "character LSTM"  # in the settings, to tell it from other language models
 WEIGHTS, SETTINGS = "language_model.safetensors", "language_model.yaml"
 

@@ -1,13 +1,15 @@
 """A word LSTM beside the word n-gram: further back than two words, and for words that mean much the same.
 
     s_t, c_t = LSTM(E w_t ; s_{t-1}, c_{t-1})          w_0 = begin, s_{-1} = c_{-1} = 0
-    P(w_{t+1} | w_0 .. w_t) = adaptive_softmax(s_t)    (Grave et al. 2017, "Efficient softmax approximation for GPUs")
+    y_t = s_t, + LSTM'(y_t) for each further layer
+    P(w_{t+1} | w_0 .. w_t) = adaptive_softmax(y_t)    (Grave et al. 2017, "Efficient softmax approximation for GPUs")
     P(w | history) = (1 - m) P_ngram(w | last words) + m P_lstm(w | all words)
 
 It knows a shortlist of the n-gram model's words (Schwenk 2007, "Continuous space language models"); what it leaves for
-the others is shared among them as their unigram probabilities are. Its probabilities, cumulated in alphabetical order,
-go where those of the n-gram model go (`asr.model.word_lm`): so an open word is worth what all words that begin with it
-are worth to both together, at every character, and a step's probabilities sum to 1. The LSTM is asked once a word.
+the others is shared among them as their unigram probabilities are. It may know rarer words to write than to read. Its
+probabilities, cumulated in alphabetical order, go where those of the n-gram model go (`asr.model.word_lm`): so an open
+word is worth what all words that begin with it are worth to both together, at every character, and a step's
+probabilities sum to 1. The LSTM is asked once a word.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 from torch import Tensor, nn
 
 from asr.config import from_mapping, to_mapping
@@ -35,7 +37,9 @@ from asr.model.language_model import (
     read_settings,
     write_folder,
 )
-from asr.model.word_lm import WordLanguageModel, WordState, compact, load_word_lm
+from asr.model.lstm import PackedCell
+from asr.model.lstm import lstm as run_lstm
+from asr.model.word_lm import WordLanguageModel, WordState, compact, load_word_lm, packed, read_tensors
 from asr.tokenizer import CHARACTERS, CharTokenizer
 
 __all__ = [
@@ -62,24 +66,37 @@ UNIT = 2**30  # cumulated probabilities are whole numbers of 1 / UNIT, so that t
 @dataclass(frozen=True)
 class WordLstmConfig:
     shortlist: int = 20_000  # words known; of the others only that one was there
+    rare: int = 0  # words beyond these that may come next, but of which afterwards only that one was there
     embedding: int = 192
     d: int = 512  # size of s and of c
+    layers: int = 1  # those above the first add to what they read; they begin as if they were not there
     cutoffs: Sequence[int] = (2000, 8000)  # of the adaptive softmax: classes up to here are the more frequent groups
     shrink: float = 4.0  # .. and each further group has a projection by so much smaller
+    rare_projection: int = 40  # .. and the rare words, one more group, one of this size
     dropout: float = 0.0  # before and after the LSTM; text read once or twice needs none
 
     def __post_init__(self) -> None:
-        if min(self.shortlist, self.embedding, self.d) < 1:
-            raise ValueError("shortlist, embedding and d must be 1 or more")
+        if min(self.shortlist, self.embedding, self.d, self.layers, self.rare_projection) < 1 or self.rare < 0:
+            raise ValueError("shortlist, embedding, d, layers and rare_projection must be 1 or more, rare 0 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
-        bounds = [0, *self.cutoffs, self.classes]
+        bounds = [0, *self.cutoffs, self.read]
         if bounds != sorted(set(bounds)):
-            raise ValueError(f"cutoffs must rise, above 0 and below {self.classes}; got {list(self.cutoffs)}")
+            raise ValueError(f"cutoffs must rise, above 0 and below {self.read}; got {list(self.cutoffs)}")
+
+    @property
+    def words(self) -> int:
+        """Known at all."""
+        return self.shortlist + self.rare
+
+    @property
+    def read(self) -> int:
+        """Classes that it tells apart when it reads them: the first ones."""
+        return FIRST_WORD + self.shortlist
 
     @property
     def classes(self) -> int:
-        return FIRST_WORD + self.shortlist
+        return FIRST_WORD + self.words
 
 
 class WordLstm(nn.Module):
@@ -88,28 +105,77 @@ class WordLstm(nn.Module):
     def __init__(self, config: WordLstmConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.classes, config.embedding)
+        self.embedding = nn.Embedding(config.read, config.embedding)
         self.lstm = nn.LSTM(config.embedding, config.d, batch_first=True)
+        self.further = nn.ModuleList(nn.LSTM(config.d, config.d, batch_first=True) for _ in range(1, config.layers))
         self.dropout = nn.Dropout(config.dropout)
+        cutoffs = [*config.cutoffs, config.read] if config.rare else list(config.cutoffs)
         self.output = nn.AdaptiveLogSoftmaxWithLoss(
-            config.d, config.classes, list(config.cutoffs), div_value=config.shrink, head_bias=True
+            config.d, config.classes, cutoffs, div_value=config.shrink, head_bias=True
         )
+        if config.rare:
+            self.output.tail[-1] = nn.Sequential(
+                nn.Linear(config.d, config.rare_projection, bias=False),
+                nn.Linear(config.rare_projection, config.rare, bias=False),
+            )
+        self._packed: list[PackedCell] = []  # of the LSTMs; see `pack`
         nn.init.normal_(self.embedding.weight, std=0.1)
-        bias = dict(self.lstm.named_parameters())["bias_ih_l0"].data
-        nn.init.ones_(bias[config.d : 2 * config.d])  # remember at first (Jozefowicz et al. 2015)
+        for layer in (self.lstm, *self.further):
+            bias = dict(layer.named_parameters())["bias_ih_l0"].data
+            nn.init.ones_(bias[config.d : 2 * config.d])  # remember at first (Jozefowicz et al. 2015)
+        for layer in self.further:
+            for parameter in layer.parameters():  # nothing goes into the cell, so that nothing comes out
+                nn.init.zeros_(parameter.data[2 * config.d : 3 * config.d])
 
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
     def forward(self, classes: Tensor, state: LanguageModelState | None = None) -> tuple[Tensor, LanguageModelState]:
-        """Classes (B, T) after `state` -> s (B, T, d) after each of them, and the state after the last.
+        """Classes (B, T) after `state` -> y (B, T, d) after each of them, and the state after the last.
 
         Without a state the text begins here: `classes` start with BEGIN.
         """
-        x = self.dropout(self.embedding(classes))
-        y, (s, c) = self.lstm(x, None if state is None else (state.s.to(x.dtype), state.c.to(x.dtype)))
+        x = self.dropout(self.embedding(self._as_read(classes)))
+        if state is None:
+            state = self.start(len(classes))
+        y, initial = x, zip(state.s.to(x.dtype).split(1), state.c.to(x.dtype).split(1), strict=True)
+        after = []
+        for i, (layer, (s, c)) in enumerate(zip((self.lstm, *self.further), initial, strict=True)):
+            out, (s, c) = run_lstm(layer, y, (s.to(y.dtype), c.to(y.dtype)))
+            y = y + out if i else out
+            after.append((s.to(x.dtype), c.to(x.dtype)))
+        s, c = (torch.cat(parts) for parts in zip(*after, strict=True))
         return self.dropout(y), LanguageModelState(s, c)
+
+    def pack(self) -> WordLstm:
+        """Make single steps on the CPU quicker, with weights rounded to fp16; training mode undoes it."""
+        self.eval()
+        if PackedCell.available():
+            self._packed = [PackedCell(layer) for layer in (self.lstm, *self.further)]
+        return self
+
+    def train(self, mode: bool = True) -> WordLstm:
+        if mode:
+            self._packed = []  # the weights are about to change
+        return super().train(mode)
+
+    def step(self, classes: Tensor, state: LanguageModelState) -> tuple[Tensor, LanguageModelState]:
+        """One class (R,) after each state -> y (R, d), and the state after it."""
+        if not self._packed or classes.is_cuda:
+            y, state = self(classes[:, None], state)
+            return y[:, 0], state
+        y = self.embedding(self._as_read(classes))
+        hidden, cells = [], []
+        for i, (cell, h, c) in enumerate(zip(self._packed, state.s, state.c, strict=True)):
+            h, c = cell(y, h, c)
+            y = y + h if i else h
+            hidden.append(h)
+            cells.append(c)
+        return y, LanguageModelState(torch.stack(hidden), torch.stack(cells))
+
+    def _as_read(self, classes: Tensor) -> Tensor:
+        return classes.where(classes < self.config.read, UNKNOWN) if self.config.rare else classes
 
     def nats(self, s: Tensor, targets: Tensor) -> Tensor:
         """-log p of each target (B, T) that is no padding, after s (B, T, d): (targets,).
@@ -134,13 +200,38 @@ class WordLstm(nn.Module):
                 within = within.index_add(0, rows, log_p.gather(1, targets[rows, None] - first)[:, 0])
             return -(head.gather(1, place[:, None])[:, 0] + within)
 
-    def log_probs(self, s: Tensor) -> Tensor:
-        """(R, d) -> (R, classes)"""
-        return self.output.log_prob(s)
+    def probabilities(self, s: Tensor) -> Tensor:
+        """Of each class, the next one, after s (R, d): (R, classes)."""
+        head = self.output.head(s).softmax(1)
+        frequent = self.output.shortlist_size
+        groups = [head[:, :frequent]]
+        for i, group in enumerate(self.output.tail, frequent):
+            groups.append(group(s).softmax(1).mul_(head[:, i, None]))
+        return torch.cat(groups, 1)
 
     def start(self, rows: int) -> LanguageModelState:
-        zeros = self.embedding.weight.new_zeros(1, rows, self.config.d)
+        zeros = self.embedding.weight.new_zeros(self.config.layers, rows, self.config.d)
         return LanguageModelState(zeros, zeros)
+
+    @torch.no_grad()
+    def begin_as(self, before: WordLstm) -> None:
+        """Take over a trained one that may have fewer layers and no rare words, whatever else is the same.
+
+        Further layers begin as if they were not there; half of what it has for UNKNOWN goes to rare words.
+
+        Raises:
+            RuntimeError: what is not the same does not fit.
+        """
+        weights = before.state_dict()
+        if self.config.rare and not before.config.rare:
+            for name in ("output.head.weight", "output.head.bias"):
+                old = weights[name]
+                weights[name] = torch.cat([old, old[UNKNOWN : UNKNOWN + 1]])
+            weights["output.head.bias"][[UNKNOWN, -1]] -= np.log(2)
+        missing, unexpected = self.load_state_dict(weights, strict=False)
+        added = ("further.", f"output.tail.{len(self.output.tail) - 1}.")
+        if unexpected or any(not name.startswith(added) for name in missing):
+            raise RuntimeError(f"weights that do not fit: {[*missing, *unexpected]}")
 
 
 class _Pool:
@@ -220,8 +311,8 @@ class MixedLanguageModel(WordLanguageModel):
         """
         super().__init__(tables, characters)
         numbers = np.asarray(shortlist).astype(np.int64)
-        if (different := len(set(numbers.tolist()))) != lstm.config.shortlist or different < len(numbers):
-            raise ValueError(f"{different} different words are not the {lstm.config.shortlist} of the LSTM")
+        if (different := len(set(numbers.tolist()))) != lstm.config.words or different < len(numbers):
+            raise ValueError(f"{different} different words are not the {lstm.config.words} of the LSTM")
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self.words):
             raise ValueError("the LSTM's words are not the n-gram model's")
         if not 0 <= share <= 1:
@@ -266,21 +357,20 @@ class MixedLanguageModel(WordLanguageModel):
         rows = (self.digit[tokens] < 0).nonzero().flatten()  # a space, or BOS
         if len(rows):
             classes = self.class_of[self._word(state.node[rows])]
-            s, memory_after = self.lstm(classes[:, None], memory.select(rows))
-            pool, place, added = pool.add(self._cumulated(self.lstm.log_probs(s[:, 0])), place)
+            y, memory_after = self.lstm.step(classes, memory.select(rows))
+            pool, place, added = pool.add(self._cumulated(self.lstm.probabilities(y)), place)
             place = place.index_copy(0, rows, added)
             memory = LanguageModelState(
                 memory.s.index_copy(1, rows, memory_after.s), memory.c.index_copy(1, rows, memory_after.c)
             )
         return MixedState(**vars(after), memory=memory, place=place, pool=pool)
 
-    def _cumulated(self, log_probs: Tensor) -> Tensor:
-        """(r, classes) -> (r, S + 2): of the words of the shortlist that come before each, of all, and of UNKNOWN."""
-        rows = len(log_probs)
-        scale = UNIT / (1 - log_probs[:, [PAD, BEGIN]].exp().sum(1, keepdim=True))
-        known = log_probs.gather(1, self.alphabetical.expand(rows, -1)).exp().mul_(scale).round_().to(torch.int32)
-        unknown = (log_probs[:, UNKNOWN, None].exp() * scale).round().to(torch.int32)
-        return torch.cat([unknown.new_zeros(rows, 1), known.cumsum(1, dtype=torch.int32), unknown], 1)
+    def _cumulated(self, p: Tensor) -> Tensor:
+        """Probabilities (r, classes) -> (r, S + 2): of the shortlist's words before each, of all, and of UNKNOWN."""
+        scale = UNIT / (1 - p[:, [PAD, BEGIN]].sum(1, keepdim=True))
+        known = p.index_select(1, self.alphabetical).mul_(scale).round_().to(torch.int32)
+        unknown = (p[:, UNKNOWN, None] * scale).round().to(torch.int32)
+        return torch.cat([unknown.new_zeros(len(p), 1), known.cumsum(1, dtype=torch.int32), unknown], 1)
 
     def _masses(self, bounds: Tensor, state: WordState) -> Tensor:
         assert isinstance(state, MixedState)
@@ -324,9 +414,8 @@ def save_mixed(
         "tokenizer": {"characters": characters},
         "training": dict(training),
     }
-    return write_folder(
-        Path(folder), settings, save({**tables, **tensors, "shortlist": compact(np.asarray(shortlist))})
-    )
+    tables = {**tables, "shortlist": compact(np.asarray(shortlist))}
+    return write_folder(Path(folder), settings, save({**packed(tables), **tensors}))
 
 
 def load_mixed(folder: str | Path, tokenizer: CharTokenizer | None = None) -> MixedLanguageModel:
@@ -339,7 +428,7 @@ def load_mixed(folder: str | Path, tokenizer: CharTokenizer | None = None) -> Mi
     settings = read_settings(folder)
     characters = check_settings(folder, settings, KIND, tokenizer)
     try:
-        tables = load_file(folder / WEIGHTS)
+        tables = read_tensors(folder / WEIGHTS)
         weights, scales = _taken(tables, "lstm."), _taken(tables, "scale.")
         lstm = WordLstm(from_mapping(WordLstmConfig, settings["lstm"], "lstm"))
         given = {name: torch.from_numpy(value) for name, value in weights.items()}
@@ -347,6 +436,7 @@ def load_mixed(folder: str | Path, tokenizer: CharTokenizer | None = None) -> Mi
             if value.dtype == torch.int8:
                 given[name] = from_int8(value, torch.from_numpy(scales[name]))
         lstm.load_state_dict(given)
+        lstm.pack()
         return MixedLanguageModel(tables, lstm, tables.pop("shortlist"), settings["share"], characters).eval()
     except (
         SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, RuntimeError, ConfigError
@@ -364,7 +454,7 @@ def load_ngrams(folder: str | Path) -> tuple[WordLanguageModel, dict[str, np.nda
     folder = Path(folder)
     mixed = read_settings(folder).get("kind") == KIND
     model = load_mixed(folder) if mixed else load_word_lm(folder)
-    tables, about = load_file(folder / WEIGHTS), dict(language_model_summary(folder))
+    tables, about = read_tensors(folder / WEIGHTS), dict(language_model_summary(folder))
     if mixed:
         about = dict(about.get("ngram") or {})
         tables.pop("shortlist")

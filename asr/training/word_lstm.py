@@ -145,14 +145,14 @@ class WordLstmModule(LanguageModelModule):
 class WordData(TextData):
     """A prepared text as words, epoch by epoch, and the n-gram model that says which.
 
-    The LSTM's words are the most frequent ones of the text, or those of `first`, with which training began.
+    The LSTM's words are the most frequent ones of the text; those of `first`, with which training began, come first.
     """
 
     def __init__(
         self,
         folder: str,
         ngram: str | Path,
-        shortlist: int,
+        words: int,
         share: float,
         settings: LanguageModelTraining,
         first: MixedLanguageModel | None = None,
@@ -169,9 +169,15 @@ class WordData(TextData):
             except ConfigError as error:
                 raise ConfigError(f"{ngram}: {error}; set ngram to what init_from names") from None
         else:
-            self.shortlist = choose_shortlist(self.words, model, shortlist)
-        if len(self.shortlist) < shortlist:
-            raise ConfigError(f"model.shortlist={shortlist}: {ngram} has {len(self.shortlist)} words; set it to those")
+            self.shortlist = np.array([], np.int64)
+        if words > len(self.shortlist):
+            known = set(self.shortlist.tolist())
+            frequent = [i for i in choose_shortlist(self.words, model, words).tolist() if i not in known]
+            self.shortlist = np.array([*self.shortlist, *frequent][:words], np.int64)
+        if len(self.shortlist) < words:
+            raise ConfigError(
+                f"model.shortlist and model.rare ask for {words} words: {ngram} has {len(self.shortlist)}; lower them"
+            )
         self.classes = class_table(model, self.shortlist)
 
     def train_dataloader(self) -> WindowLoader:
@@ -233,15 +239,18 @@ def train(settings: Mapping[str, Any]) -> Path:
     first = before = None
     if folder := settings.get("init_from"):
         first = load_mixed(folder, module.tokenizer)
-        if keys := differences(to_mapping(first.lstm.config), module.hparams["model"]):
+        theirs, mine = (dict(to_mapping(config)) for config in (first.lstm.config, module.model.config))
+        if mine["layers"] > theirs["layers"]:
+            theirs["layers"] = mine["layers"]
+        if not theirs["rare"]:
+            theirs |= {"rare": mine["rare"], "rare_projection": mine["rare_projection"]}
+        if keys := differences(theirs, mine):
             raise ConfigError(f"{folder}: the LSTM there has another model ({keys}); set it so")
-        module.model.load_state_dict(first.lstm.state_dict())
+        module.model.begin_as(first.lstm)
         before = {k: v for k, v in language_model_summary(folder).items() if k in ("words_read", "steps", "minutes")}
 
     def data() -> WordData:
-        shortlist = module.model.config.shortlist
-        return WordData(
-            settings["text"], settings["ngram"], shortlist, settings["share"], module.settings, first, before
-        )
+        words = module.model.config.words
+        return WordData(settings["text"], settings["ngram"], words, settings["share"], module.settings, first, before)
 
     return fit(settings, module, data)

@@ -8,7 +8,8 @@ from safetensors.numpy import load_file, save_file
 
 from asr.bundle import load_any_language_model
 from asr.errors import ModelError
-from asr.model.word_lm import WordLanguageModel, estimate, save_word_lm
+from asr.model.lstm import PackedCell
+from asr.model.word_lm import WordLanguageModel, estimate, load_word_lm, packed, read_tensors, save_word_lm
 from asr.model.word_lstm import (
     BEGIN,
     FIRST_WORD,
@@ -84,7 +85,7 @@ def likelihood(model, text, ends=(SPACE, EOS)):
 def of_lstm(lstm, words):
     """P(next class | begin, words): without padding and begin, which are no words."""
     classes = [BEGIN, *(FIRST_WORD + SHORTLIST.index(w) if w in SHORTLIST else UNKNOWN for w in words)]
-    p = lstm.log_probs(lstm(torch.tensor([classes]))[0][0, -1:])[0].double().exp()
+    p = lstm.probabilities(lstm(torch.tensor([classes]))[0][0, -1:])[0].double()
     p[[PAD, BEGIN]] = 0
     return p / p.sum()
 
@@ -176,7 +177,7 @@ def test_the_loss_is_that_of_the_probabilities(lstm):
     classes = torch.tensor([[BEGIN, 3, 4, 2, 6], [BEGIN, 5, 3, PAD, PAD]])
     s, _ = lstm(classes[:, :-1])
     nats = lstm.nats(s, classes[:, 1:])
-    log_probs = lstm.log_probs(s.flatten(0, 1)).view(2, 4, -1)
+    log_probs = lstm.probabilities(s.flatten(0, 1)).log().view(2, 4, -1)
     expected = [-log_probs[b, t, classes[b, t + 1]] for b in range(2) for t in range(4) if classes[b, t + 1] != PAD]
     assert torch.allclose(nats, torch.stack(expected), atol=1e-5)
     half, state = lstm(classes[:, :2])
@@ -185,11 +186,109 @@ def test_the_loss_is_that_of_the_probabilities(lstm):
 
 
 @pytest.mark.parametrize(
-    "change", [{"shortlist": 0}, {"dropout": 1.0}, {"cutoffs": [5, 3]}, {"cutoffs": [30000]}, {"cutoffs": [0, 5]}]
+    "change",
+    [
+        {"shortlist": 0},
+        {"rare": -1},
+        {"layers": 0},
+        {"dropout": 1.0},
+        {"cutoffs": [5, 3]},
+        {"cutoffs": [30000]},
+        {"cutoffs": [21000], "rare": 5000},
+        {"cutoffs": [0, 5]},
+    ],
 )
 def test_settings_that_cannot_work(change):
     with pytest.raises(ValueError, match=r"shortlist|dropout|cutoffs"):
         WordLstmConfig(**change)
+
+
+# ---- more layers, rare words -----------------------------------------------------------------------------------------
+
+SMALL = {"shortlist": 6, "embedding": 4, "d": 8, "cutoffs": [4, 7], "shrink": 2.0}
+
+
+def larger(**more):
+    """With opinions in every layer, of weights that fp16 can hold."""
+    torch.manual_seed(2)
+    lstm = WordLstm(WordLstmConfig(**SMALL, **more)).eval()
+    for parameter in lstm.parameters():
+        parameter.data.normal_().half().float()
+    return lstm
+
+
+def test_further_layers_add_to_what_they_read():
+    lstm = larger(layers=3)
+    x = lstm.embedding(torch.tensor([[BEGIN, 4, 5, 2, 8]]))
+    with torch.no_grad():
+        y = lstm.lstm(x)[0]
+        for layer in lstm.further:
+            y = y + layer(y)[0]
+        found, _ = lstm(torch.tensor([[BEGIN, 4, 5, 2, 8]]))
+    torch.testing.assert_close(found, y)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_steps_are_the_sequence(pack):
+    lstm = larger(layers=3, rare=5, rare_projection=3)
+    if pack:
+        lstm.pack()
+    classes = torch.tensor([[BEGIN, 4, 9, 2, 12], [BEGIN, 13, 8, 3, 4]])
+    with torch.no_grad():
+        expected, after = lstm(classes)
+        state = lstm.start(2)
+        for t in range(5):
+            y, state = lstm.step(classes[:, t], state)
+            torch.testing.assert_close(y, expected[:, t], atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(state.c, after.c, atol=2e-3, rtol=2e-3)
+    assert not lstm.train()._packed
+
+
+def test_rare_words_are_written_but_read_as_unknown():
+    lstm = larger(rare=5, rare_projection=3)
+    assert lstm.embedding.num_embeddings == 9
+    s, _ = lstm(torch.tensor([[BEGIN, 4, 9], [BEGIN, 4, 13], [BEGIN, 4, UNKNOWN]]))
+    assert torch.equal(s[0], s[2])
+    assert torch.equal(s[1], s[2])
+    p = lstm.probabilities(s[0])
+    assert p.shape == (3, 14)
+    torch.testing.assert_close(p.sum(1), torch.ones(3))
+    torch.testing.assert_close(p, lstm.output.log_prob(s[0]).exp())
+    targets = torch.tensor([[10, 4, 13]])
+    torch.testing.assert_close(lstm.nats(s[:1], targets), -p.gather(1, targets.T)[:, 0].log())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_are_learned_in_either_precision(dtype):
+    lstm = WordLstm(WordLstmConfig(**SMALL, layers=2, rare=5))
+    classes = torch.tensor([[BEGIN, 4, 9, 2, 12], [BEGIN, 13, 8, 3, PAD]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        s, state = lstm(classes[:, :-1])
+        s, _ = lstm(classes[:, :-1], state.detach())
+        lstm.nats(s, classes[:, 1:]).mean().backward()
+    assert all(p.grad is not None for p in lstm.parameters())
+    # The new layer's cell has a gradient though nothing comes out of it yet.
+    assert lstm.further[0].weight_ih_l0.grad[16:24].abs().max() > 0
+
+
+def test_a_larger_one_begins_as_the_smaller_one():
+    small = larger()
+    large = WordLstm(WordLstmConfig(**SMALL, layers=3, rare=5, rare_projection=3)).eval()
+    large.begin_as(small)
+    classes = torch.tensor([[BEGIN, 4, UNKNOWN, 8]])
+    with torch.no_grad():
+        p, q = small.probabilities(small(classes)[0][0]), large.probabilities(large(classes)[0][0])
+    expected = p.clone()
+    expected[:, UNKNOWN] /= 2
+    torch.testing.assert_close(q[:, :9], expected)
+    torch.testing.assert_close(q[:, 9:].sum(1), p[:, UNKNOWN] / 2)
+    again = WordLstm(large.config).eval()
+    again.begin_as(large)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), large.parameters(), strict=True))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        small.begin_as(large)
+    with pytest.raises(RuntimeError, match="do not fit"):
+        WordLstm(WordLstmConfig(**SMALL)).begin_as(larger(layers=2))
 
 
 # ---- on disk ---------------------------------------------------------------------------------------------------------
@@ -204,7 +303,8 @@ def test_what_is_written_is_what_is_read(folder, mixed):
     model = load_any_language_model(folder)
     assert isinstance(model, MixedLanguageModel)
     assert not model.training
-    assert torch.equal(follow(model, "THE CAT SAT ON"), follow(mixed(0.4), "THE CAT SAT ON"))
+    assert bool(model.lstm._packed) == PackedCell.available()  # which rounds nothing of these weights
+    torch.testing.assert_close(follow(model, "THE CAT SAT ON"), follow(mixed(0.4), "THE CAT SAT ON"))
     tensors = load_file(folder / "language_model.safetensors")
     kinds = {(v.ndim, str(v.dtype)) for k, v in tensors.items() if k.startswith("lstm.")}
     assert kinds == {(2, "int8"), (1, "float16")}
@@ -257,14 +357,34 @@ def test_matrices_are_rounded_to_127_levels_of_each_row(tmp_path, tables, shortl
     assert all(torch.equal(a, b) for a, b in zip(read.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("damage", ["weights", "fewer words", "other size", "no lstm", "no scale", "share"])
+def test_files_of_format_1_are_read(folder, mixed, tables, tmp_path):
+    """They hold the tables one by one."""
+    for path in (folder, save_word_lm(tmp_path / "ngrams", tables, {})):
+        weights, settings = path / "language_model.safetensors", path / "language_model.yaml"
+        save_file(read_tensors(weights), weights)
+        assert {"words", "3.word"} <= set(load_file(weights))
+        settings.write_text(settings.read_text().replace("format: 2", "format: 1"))
+    torch.testing.assert_close(follow(load_mixed(folder), "A CAT"), follow(mixed(0.4), "A CAT"))
+    assert torch.equal(follow(load_word_lm(tmp_path / "ngrams"), "A CAT"), follow(WordLanguageModel(tables), "A CAT"))
+
+
+@pytest.mark.parametrize(
+    "damage", ["weights", "one byte", "no tables", "fewer words", "other size", "no lstm", "no scale", "share"]
+)
 def test_a_damaged_folder_is_one_line(folder, tables, damage):
     settings, path = folder / "language_model.yaml", folder / "language_model.safetensors"
     about = yaml.safe_load(settings.read_text())
     if damage == "weights":
         path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "one byte":
+        content = load_file(path)["packed"].copy()
+        content[len(content) // 3] ^= 1
+        save_file({**load_file(path), "packed": content}, path)
+    elif damage == "no tables":
+        save_file({**load_file(path), "packed": np.zeros(50, np.uint8)}, path)
     elif damage == "fewer words":
-        save_file({**load_file(path), "shortlist": np.array([0, 1, 2], np.uint16)}, path)
+        tables = {n: v for n, v in read_tensors(path).items() if not n.startswith(("lstm.", "scale."))}
+        save_file({**load_file(path), **packed(tables | {"shortlist": np.array([0, 1, 2], np.uint16)})}, path)
     elif damage == "other size":
         about["lstm"]["d"] = 16
     elif damage in ("no lstm", "no scale"):

@@ -4,6 +4,7 @@ import errno
 import gzip
 import os
 import shutil
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from asr.model.language_model import CharLanguageModel, LanguageModelConfig, sav
 from asr.tokenizer import CharTokenizer
 from asr.training.checkpoint import latest_checkpoint, load_checkpoint
 from asr.training.module import LasModule, TrainingStoppedError, spelling_loss
-from asr.training.run import SpeechData, steepest_fall, train
+from asr.training.run import SpeechData, choose_precision, steepest_fall, train
 
 SHAPE = r"a batch of \d+ x \d+ frames and \d+ characters \(\d+ s with padding\); lower corpus.batch_seconds \(now 4;"
 
@@ -290,3 +291,25 @@ def test_a_run_goes_on_though_settings_were_added_since(toy_settings, tmp_path):
     (tmp_path / "older.ckpt").replace(path)
     train(toy_settings | {"trainer": toy_settings["trainer"] | {"max_epochs": 2}})
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("slow", [torch.bfloat16, torch.float32])
+def test_bf16_is_chosen_where_this_processor_is_quicker_with_it(monkeypatch, slow):
+    """Having the instructions is not enough: some processors have them at half the rate of fp32's."""
+    real = torch.mm
+
+    def mm(a, b):
+        if a.dtype == slow:
+            time.sleep(0.02)
+        return real(a[:8], b[:, :8])
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert choose_precision("auto") == ("32-true" if slow == torch.bfloat16 else "bf16-mixed")
+    assert choose_precision("bf16-mixed") == "bf16-mixed"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert choose_precision("auto") == "32-true"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert choose_precision("auto") == "bf16-mixed"

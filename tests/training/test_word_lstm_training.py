@@ -1,7 +1,6 @@
 """A word LSTM trained beside an n-gram model on a little text, and what is written of both."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -138,7 +137,7 @@ def test_its_bits_are_those_of_sentences_read_one_by_one(settings, prepared, ngr
         for start, length in zip(words.starts[:100], words.lengths[:100], strict=True):
             classes = torch.from_numpy(model.class_of.numpy()[words.words[start : start + length]])
             s, _ = model.lstm(torch.cat([torch.tensor([BEGIN]), classes[:-1]])[None])
-            bits -= model.lstm.log_probs(s[0]).gather(1, classes[:, None]).sum().item() / math.log(2)
+            bits -= model.lstm.probabilities(s[0]).gather(1, classes[:, None]).log2().sum().item()
             count += int(length)
     assert history(settings)[-1]["held_out/bits_per_word"] == pytest.approx(bits / count, rel=2e-3)  # fp16 weights
 
@@ -170,7 +169,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(settings, tmp_path)
 
 
 def test_what_cannot_be_trained(settings, tmp_path):
-    with pytest.raises(ConfigError, match=r"shortlist=500: .* has 11 words"):
+    with pytest.raises(ConfigError, match=r"ask for 500 words: .* has 11; lower"):
         train(settings | {"model": settings["model"] | {"shortlist": 500}})
     with pytest.raises(ModelError, match="no language model there"):
         train(settings | {"ngram": str(tmp_path)})
@@ -198,6 +197,28 @@ def test_training_goes_on_from_a_folder_of_both_on_another_text(settings, prepar
     assert about["init_from"] == {key: then[key] for key in ("words_read", "steps", "minutes")}
     assert about["ngram"] == then["ngram"]
     assert about["steps"] == 2
+
+
+def test_training_goes_on_with_more_layers_and_rare_words(settings, prepared, tmp_path):
+    settings["trainer"] |= {"max_epochs": 8}
+    first = train(settings)
+    before = load_any_language_model(first)
+    on = settings | {"output": str(tmp_path / "on"), "ngram": str(first), "init_from": str(first)}
+    on["model"] = settings["model"] | {"layers": 2, "rare": 2}
+    on["training"] = settings["training"] | {"learning_rate": 1e-9}
+    on["trainer"] = settings["trainer"] | {"max_steps": 1, "measurements": 1}
+    after = load_any_language_model(train(on))
+    names = [after.words[i] for i in after.shortlist]
+    assert names[:9] == [before.words[i] for i in before.shortlist]
+    assert set(names[9:]) == {"RARE", "WORD"}  # the most frequent ones of the others
+    lines = PreparedText(prepared, "held_out").lines()
+    old, new = (measure(model, lines, CharTokenizer())[1] for model in (before, after))
+    assert new == pytest.approx(old, rel=0.03)  # it knows nothing yet of which rare word it is
+    on |= {"output": str(tmp_path / "learned"), "training": settings["training"]}
+    on["trainer"] = settings["trainer"] | {"max_epochs": 2}
+    assert measure(load_any_language_model(train(on)), lines, CharTokenizer())[1] < old
+    with pytest.raises(ConfigError, match=r"another model \(layers: 2 -> 1, rare: 2 -> 0"):
+        train(settings | {"output": str(tmp_path / "less"), "ngram": str(first), "init_from": on["output"] + "/model"})
 
 
 def test_training_goes_on_only_from_what_fits(settings, ngram, prepared, tmp_path):
