@@ -525,6 +525,7 @@ def _resume_from(settings: Mapping[str, Any], checkpoints: Path, module: Languag
     if resume == "never":
         raise ConfigError(f"{checkpoints.parent} holds a run already: resume=auto goes on, or choose another output=")
     saved = load_checkpoint(path)["hyper_parameters"]
-    if keys := differences(saved["model"], module.hparams["model"]):
+    then = to_mapping(type(module.model.config)()) | saved["model"]  # with what has been added since
+    if keys := differences(then, module.hparams["model"]):
         raise ConfigError(f"{path}: was trained with another model ({keys}); set that back or choose another output=")
     return path

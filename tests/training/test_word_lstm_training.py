@@ -13,6 +13,7 @@ from asr.model.language_model import language_model_summary
 from asr.model.word_lm import estimate, load_word_lm, measure, save_word_lm
 from asr.model.word_lstm import BEGIN, FIRST_WORD, PAD, UNKNOWN, MixedLanguageModel
 from asr.tokenizer import CharTokenizer
+from asr.training.checkpoint import latest_checkpoint
 from asr.training.language_model import LanguageModelTraining, Measure
 from asr.training.word_lstm import WordLoader, WordText, choose_shortlist, class_table, train
 
@@ -166,6 +167,13 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(settings, tmp_path)
     ]
     with pytest.raises(ConfigError, match="another model"):
         train(stopped | {"model": settings["model"] | {"d": 16}})
+    path = latest_checkpoint(tmp_path / "stopped" / "checkpoints")
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["hyper_parameters"]["model"]["layers"]  # as before there were any
+    torch.save(checkpoint, path.with_name("older.ckpt"))
+    train(stopped | {"resume": str(path.with_name("older.ckpt"))})
+    with pytest.raises(ConfigError, match=r"another model \(layers: 1 -> 2\)"):
+        train(stopped | {"resume": str(path.with_name("older.ckpt")), "model": settings["model"] | {"layers": 2}})
 
 
 def test_what_cannot_be_trained(settings, tmp_path):
