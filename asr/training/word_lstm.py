@@ -240,14 +240,14 @@ def train(settings: Mapping[str, Any]) -> Path:
     if folder := settings.get("init_from"):
         first = load_mixed(folder, module.tokenizer)
         theirs, mine = (dict(to_mapping(config)) for config in (first.lstm.config, module.model.config))
-        if mine["layers"] > theirs["layers"]:
-            theirs["layers"] = mine["layers"]
+        theirs["layers"] = max(theirs["layers"], mine["layers"])
         if not theirs["rare"]:
             theirs |= {"rare": mine["rare"], "rare_projection": mine["rare_projection"]}
         if keys := differences(theirs, mine):
             raise ConfigError(f"{folder}: the LSTM there has another model ({keys}); set it so")
         module.model.begin_as(first.lstm)
-        before = {k: v for k, v in language_model_summary(folder).items() if k in ("words_read", "steps", "minutes")}
+        wanted = ("words_read", "steps", "minutes", "init_from")
+        before = {key: value for key, value in language_model_summary(folder).items() if key in wanted}
 
     def data() -> WordData:
         words = module.model.config.words

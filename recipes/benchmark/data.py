@@ -50,13 +50,14 @@ def padding_share(plan: Sequence[Sequence[tuple[str, float]]], frames: FeatureCa
 def appetite(settings: dict[str, Any], dataset: SpeechDataset, plan: list[Any], steps: int) -> tuple[float, str]:
     """Utterances a second that training takes in, and the precision that it used."""
     from asr.training.module import LasModule, joint_loss
+    from asr.training.run import choose_precision
 
     torch.manual_seed(1)
     module = LasModule.from_settings(settings)
     module.train()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module.to(device)
-    native = device == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    half = choose_precision("auto") != "32-true"
     optimizer = module.configure_optimizers()
     ordered = sorted(plan, key=lambda batch: max(dataset.features.index[key][1] for key in batch))  # type: ignore[union-attr]
     chosen = [ordered[round((i + 0.5) / steps * len(ordered) - 0.5)] for i in range(steps)]
@@ -67,7 +68,7 @@ def appetite(settings: dict[str, Any], dataset: SpeechDataset, plan: list[Any], 
         optimizer.zero_grad(set_to_none=True)
         lengths, characters, counts = (t.to(device) for t in (batch.lengths, batch.characters, batch.character_lengths))
         frames = module.spec_augment(module.normalizer(batch.frames.to(device), lengths), lengths)
-        with torch.autocast(device, torch.bfloat16, enabled=native):
+        with torch.autocast(device, torch.bfloat16, enabled=half):
             out = module.model(frames, lengths, characters[:, :-1])
             attention, ctc = joint_loss(out.logits, out.ctc_logits, out.lengths, characters, counts, 0.1)
         (0.7 * attention + 0.3 * ctc).backward()
@@ -78,7 +79,7 @@ def appetite(settings: dict[str, Any], dataset: SpeechDataset, plan: list[Any], 
         if index:
             utterances += len(keys)
             seconds += time.perf_counter() - start
-    return utterances / seconds, "bf16" if native else "fp32"
+    return utterances / seconds, "bf16" if half else "fp32"
 
 
 def main(arguments: list[str] | None = None) -> None:

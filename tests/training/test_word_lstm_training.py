@@ -225,6 +225,11 @@ def test_training_goes_on_with_more_layers_and_rare_words(settings, prepared, tm
     on |= {"output": str(tmp_path / "learned"), "training": settings["training"]}
     on["trainer"] = settings["trainer"] | {"max_epochs": 2}
     assert measure(load_any_language_model(train(on)), lines, CharTokenizer())[1] < old
+    further = on | {"output": str(tmp_path / "further"), "init_from": on["output"] + "/model"}
+    further["trainer"] = settings["trainer"] | {"max_steps": 1, "measurements": 1}
+    then = language_model_summary(train(further))["init_from"]  # all that has been read can be told
+    assert then["words_read"] == language_model_summary(further["init_from"])["words_read"]
+    assert then["init_from"]["words_read"] == language_model_summary(first)["words_read"]
     with pytest.raises(ConfigError, match=r"another model \(layers: 2 -> 1, rare: 2 -> 0"):
         train(settings | {"output": str(tmp_path / "less"), "ngram": str(first), "init_from": on["output"] + "/model"})
 
