@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -40,6 +41,7 @@ ASSETS = Path(__file__).parent / "assets"
 DEFAULT_MODEL = "mini"  # a folder of ASSETS
 BLOCK_SECONDS = 30.0  # audio read at a time
 MAX_BATCH, MAX_ROWS = 32, 256  # segments, and hypotheses, decoded together unless said otherwise; more gains little
+PRUNED_BEAM = 16  # hypotheses that pruning leaves of a wide beam, more or less
 BATCHES_AHEAD = 4  # so many batches of segments are collected and sorted by length, so that little of them is padding
 
 
@@ -125,7 +127,8 @@ class Transcriber:
     ) -> None:
         self.bundle = bundle
         self.decoding = decoding or PRESETS["greedy_ctc"]
-        self.batch_size = batch_size or max(1, min(MAX_BATCH, MAX_ROWS // self.decoding.beam))
+        beam = self.decoding.beam if math.isinf(self.decoding.prune) else min(self.decoding.beam, PRUNED_BEAM)
+        self.batch_size = batch_size or max(1, min(MAX_BATCH, MAX_ROWS // beam))
         self.words = words
         self.vad = vad and self.sample_rate == SileroVad.sample_rate
         self.segmentation = segmentation or SegmenterConfig()

@@ -11,7 +11,7 @@ import yaml
 
 from asr.corpus.passages import Passages, plan_batches
 from asr.corpus.text import PreparedText, prepare_text
-from asr.decoding.scorers import LmScorer, Step
+from asr.decoding.scorers import Beams, LmScorer, Step
 from asr.errors import AsrError, ConfigError, ModelError
 from asr.model.language_model import (
     CharLanguageModel,
@@ -104,13 +104,17 @@ def test_selected_rows_go_on_as_themselves(model):
 
 def test_it_is_what_the_search_asks_for(model):
     scorer = LmScorer(model, 0.5)
-    state = scorer.start(torch.zeros(2, 9, 4), torch.tensor([9, 5]), beam=3)
-    tokens = torch.full((6,), TOKENIZER.bos_id)
-    scores, state = scorer.score(state, Step(0, tokens))
-    assert scores.shape == (6, len(TOKENIZER))
-    torch.testing.assert_close(scores.exp().sum(1), torch.ones(6))
-    state = scorer.select(scorer.keep(state, torch.tensor([1])), torch.tensor([1, 0, 2]), tokens[:3])
-    assert scorer.score(state, Step(1, tokens[:3]))[0].shape == (3, len(TOKENIZER))
+    state = scorer.start(torch.zeros(2, 9, 4), torch.tensor([9, 5]))
+    single, three = (Beams.of(torch.ones(shape, dtype=torch.bool)) for shape in ((2, 1), (1, 3)))
+    scores, state = scorer.score(state, Step(0, torch.full((2,), TOKENIZER.bos_id), single))
+    assert scores.shape == (2, len(TOKENIZER))
+    torch.testing.assert_close(scores.exp().sum(1), torch.ones(2))
+    tokens = torch.tensor([7, 8, 7])
+    state = scorer.select(scorer.keep(state, torch.tensor([1])), torch.tensor([1, 1, 1]), tokens, three)
+    scores, _ = scorer.score(state, Step(1, tokens, three))
+    assert scores.shape == (3, len(TOKENIZER))
+    assert torch.equal(scores[0], scores[2])
+    assert not torch.equal(scores[0], scores[1])
 
 
 @pytest.mark.parametrize("wrong", [{"d": 0}, {"layers": 0}, {"dropout": 1.0}])

@@ -1,5 +1,8 @@
 """One batched beam search: utterances, hypotheses and characters in one tensor, Python loops over time alone.
 
+Hypotheses that fall too far behind the best of their utterance are given up (`prune`), so a beam is as wide as what was
+said is unclear; only what is left is computed.
+
     score(y) = (1 - ctc_weight) log p_speller(y) + ctc_weight log p_ctc(y)
              + lm_weight log p_lm(y) - ilm_weight log p_ilm(y)
              + length_bonus |y| + word_bonus (spaces in y) + coverage (encoder states covered)
@@ -13,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +26,7 @@ from torch.nn import functional
 
 from asr.decoding.greedy import ctc_greedy
 from asr.decoding.scorers import (
+    Beams,
     CoverageScorer,
     CtcPrefixScorer,
     InternalLmScorer,
@@ -42,6 +47,7 @@ __all__ = ["PRESETS", "DecodingConfig", "Hypothesis", "beam_search"]
 
 
 HASH = 1_000_003  # words are told apart by a polynomial of their characters modulo 2^64
+PHRASE_HASH = 6_364_136_223_846_793_005  # .. and words in a row by one of theirs
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class DecodingConfig:
     `PRESETS` has the settings that work; conf/decoding/ holds the same for Hydra.
     """
 
-    beam: int = 8  # open hypotheses an utterance; 1 is greedy
+    beam: int = 8  # open hypotheses an utterance, at most; 1 is greedy
+    prune: float = math.inf  # .. and none whose score is by more than this below the best one's; inf: any
     nbest: int = 1  # hypotheses returned an utterance, at most `beam`
     temperature: float = 1.0  # the speller's logits are divided by it; above 1 its mistakes are less certain
     ctc_weight: float = 0.0  # share of the CTC prefix score, the rest being the speller's; 1: no speller at all
@@ -76,6 +83,8 @@ class DecodingConfig:
     def __post_init__(self) -> None:
         if self.beam < 1:
             raise ValueError(f"beam must be at least 1, got {self.beam}")
+        if not self.prune > 0:
+            raise ValueError(f"prune must be above 0, got {self.prune}")
         if self.phases < 1:
             raise ValueError(f"phases must be at least 1, got {self.phases}")
         if not 0 <= self.warp < 0.5:
@@ -119,7 +128,8 @@ PRESETS: dict[str, DecodingConfig] = {
     "beam_ctc": DecodingConfig(ctc_weight=0.2, phases=4, warp=0.04, **_GUARDS),
     # Tuned on half of dev-2spk with a word n-gram model alone (recipes/language_model/README.md).
     "beam_ctc_lm": DecodingConfig(
-        beam=32,
+        beam=128,
+        prune=7.0,
         ctc_weight=0.5,
         lm_weight=0.8,
         lm_eos=False,
@@ -244,13 +254,17 @@ class _Written:
 
     utterances: Tensor  # (B',)
     parent: Tensor  # (B', K) which hypothesis of the step before goes on here
+    row: Tensor  # (B', K) .. and its row then
     token: Tensor  # (B', K) with this character
     score: Tensor  # (B', K) and now has this score
-    attention: Tensor | None  # (B' K, N) of the parents, when the character was chosen
+    attention: Tensor | None  # (R, N) of the rows, when the character was chosen
 
 
 class _Search:
     """The state of a search over B utterances of at least one encoder state.
+
+    Of the open utterances, B', it has tables (B', K) of hypotheses; K is the number of the utterance that has most.
+    Scorers see the R hypotheses alone that are still in the race: `beams` tells where in the tables they are.
 
     What ends is kept as (score, number of characters, parent) and traced back through `past` when all is done, so a
     step copies no prefixes and no attention.
@@ -271,16 +285,16 @@ class _Search:
         self.space = space
         self.scorers, self.config, self.lengths = scorers, config, lengths
         self.shortest, self.longest = shortest[:, None], longest[:, None]  # (B', 1)
-        self.states = [scorer.start(h, lengths, config.beam) for scorer in scorers]
+        self.states = [scorer.start(h, lengths) for scorer in scorers]
         self.utterances = torch.arange(batch, device=device)  # (B',) those still open
-        self.tokens = torch.full((batch * config.beam,), CharTokenizer.bos_id, device=device)  # (B' K,)
-        self.score = torch.full((batch, config.beam), -math.inf, device=device)  # (B', K)
-        self.score[:, 0] = 0.0  # the K empty hypotheses are one
+        self.beams = Beams.single(batch, device)
+        self.tokens = torch.full((batch,), CharTokenizer.bos_id, device=device)  # (R,)
+        self.score = torch.zeros(batch, 1, device=device)  # (B', K)
         self.never = self.score.new_zeros(vocabulary)  # (V,) what is not written
         self.never[[CharTokenizer.blank_id, CharTokenizer.bos_id, CharTokenizer.unk_id]] = -math.inf
         self.past: list[_Written] = []
         # (B', K, 1 + merge_words) numbers that stand for the word at work and the ones before it, the last first
-        self.words = self.tokens.new_zeros(batch, config.beam, 1 + config.merge_words)
+        self.words = self.tokens.new_zeros(batch, 1, 1 + config.merge_words)
         # Finished hypotheses of the open utterances, the best first: (B', F) each; and of all utterances.
         self.ended = self.score.new_full((batch, config.nbest), -math.inf)
         self.ended_length = torch.zeros_like(self.ended, dtype=torch.long)
@@ -293,8 +307,8 @@ class _Search:
         some_minimum = bool(self.shortest.any()) or c.eos_threshold > 0
         first_limit = int(self.longest.min())
         for position in range(int(self.longest.max()) + 1):
-            step = Step(position, self.tokens)
-            gain = self._gain(step).view(*self.score.shape, -1)  # (B', K, V)
+            step = Step(position, self.tokens, self.beams)
+            gain = self._gain(step)  # (R, V)
             if some_minimum or position >= first_limit:
                 self._limit_ends(gain, position)
             self._advance(gain, step)
@@ -303,7 +317,7 @@ class _Search:
 
     def _gain(self, step: Step) -> Tensor:
         """What every next character adds to the score of every row: (R, V)."""
-        gain = self.never
+        gain = self.never.expand(len(self.tokens), -1)
         for i, scorer in enumerate(self.scorers):
             scores, self.states[i] = scorer.score(self.states[i], step)
             gain = gain.add(scores, alpha=scorer.weight)
@@ -312,23 +326,34 @@ class _Search:
     def _limit_ends(self, gain: Tensor, position: int) -> None:
         """Take EOS away where it comes too early, and everything else where the hypothesis is long enough."""
         eos, threshold = CharTokenizer.eos_id, self.config.eos_threshold
-        end = gain[..., eos].clone()  # (B', K)
-        gain[..., eos] = -math.inf
+        owners = self.beams.owners
+        shortest, longest = self.shortest[owners, 0], self.longest[owners, 0]
+        end = gain[:, eos].clone()  # (R,)
+        gain[:, eos] = -math.inf
         best = gain.amax(-1)
-        too_early = (position < self.shortest).expand_as(end)
+        too_early = position < shortest
         if threshold:
             too_early = too_early | (end < best + math.log(threshold))
-        must = position >= self.longest
-        gain.masked_fill_(must[..., None], -math.inf)
-        gain[..., eos] = end.masked_fill(too_early & ~must & ~best.isinf(), -math.inf)
+        must = position >= longest
+        gain.masked_fill_(must[:, None], -math.inf)
+        gain[:, eos] = end.masked_fill(too_early & ~must & ~best.isinf(), -math.inf)
 
     def _advance(self, gain: Tensor, step: Step) -> None:
         """The K best continuations of each utterance; those that end leave the beam."""
-        beam, (batch, _, vocabulary) = self.config.beam, gain.shape
-        total = (self.score[..., None] + gain).view(batch, -1)
+        beam, beams, vocabulary = self.config.beam, self.beams, gain.shape[1]
+        total = beams.gather(self.score)[:, None] + gain  # (R, V)
+        if not beams.full:
+            nothing = total.new_full((beams.rows.numel(), vocabulary), -math.inf)
+            total = nothing.index_copy_(0, beams.slots, total)
+        total = total.view(len(beams.rows), -1)
         # At most K of them end, so K that go on are among the best 2 K. What ends counts if it is among the best K.
         # Of those that go on, merging may leave less than K, in the worst case; the beam is narrower then for a step.
-        score, choice = total.topk(min((4 if self.config.merge_words else 2) * beam, total.shape[1]))
+        count = (4 if self.config.merge_words else 2) * beam
+        least, sure = total.amax(1, keepdim=True) - self.config.prune, 4 * self.config.nbest
+        if self.config.prune < math.inf:
+            count = min(count, max(int((total >= least).sum(1).max()), sure))
+        score, choice = total.topk(min(count, total.shape[1]))
+        score[:, sure:].masked_fill_(score[:, sure:] < least, -math.inf)  # whatever the other utterances have
         parent, token = choice // vocabulary, choice % vocabulary
         if self.config.merge_words:
             score, order = self._merge(score, parent, token).topk(min(2 * beam, score.shape[1]))
@@ -336,33 +361,46 @@ class _Search:
         ends = token == CharTokenizer.eos_id
         if ends.any():  # rarely
             self._end(score[:, :beam].masked_fill(~ends[:, :beam], -math.inf), parent[:, :beam], step.position)
-            score, order = score.masked_fill(ends, -math.inf).topk(beam)
+            score, order = score.masked_fill(ends, -math.inf).topk(min(beam, score.shape[1]))
             parent, token = parent.gather(1, order), token.gather(1, order)
         self.score, parent, token = score[:, :beam], parent[:, :beam], token[:, :beam]
-        self.past.append(_Written(self.utterances, parent, token, self.score, step.attention))
+        row = beams.rows.gather(1, parent)
+        self.past.append(_Written(self.utterances, parent, row, token, self.score, step.attention))
         if self.config.merge_words:
             self.words = self._words(parent, token)
 
-        remaining = self.longest - step.position - 1
-        hope = self.score  # the most that each can still reach
-        for scorer, state in zip(self.scorers, self.states, strict=True):
-            most = scorer.most(state, remaining)
-            if isinstance(most, Tensor):
-                most = most if most.shape[1] == 1 else most.gather(1, parent)
-                hope = hope + (scorer.weight * most).clamp(min=0)
-            elif scorer.weight < 0:  # subtracts a log-probability: no limit to what that can add
-                hope = hope + math.inf
-        hope = hope.masked_fill(self.score == -math.inf, -math.inf)
-        done = self.ended[:, -1] >= hope.amax(1)
+        places = self._in_the_race(row, step.position)
+        done = ~places.any(1)
         if done.any():
             open_ = (~done).nonzero().flatten()
             self._keep(open_)
             if not len(open_):
                 return
-            parent, token = parent[open_], token[open_]
-        rows = (parent + beam * torch.arange(len(parent), device=parent.device)[:, None]).flatten()
-        self.tokens = token.flatten()
-        self.states = [s.select(state, rows, self.tokens) for s, state in zip(self.scorers, self.states, strict=True)]
+            row, token, places = row[open_], token[open_], places[open_]
+        self.beams = Beams.of(places)
+        width = self.beams.rows.shape[1]
+        self.score, self.words = self.score[:, :width], self.words[:, :width]
+        rows, self.tokens = self.beams.gather(row[:, :width]), self.beams.gather(token[:, :width])
+        self.states = [
+            scorer.select(state, rows, self.tokens, self.beams)
+            for scorer, state in zip(self.scorers, self.states, strict=True)
+        ]
+
+    def _in_the_race(self, row: Tensor, position: int) -> Tensor:
+        """Which of the new hypotheses (B', K), continuations of these rows, go on."""
+        remaining = (self.longest - position - 1)[self.beams.owners, 0]
+        hope = self.score  # the most that each can still reach
+        for scorer, state in zip(self.scorers, self.states, strict=True):
+            most = scorer.most(state, remaining)
+            if isinstance(most, Tensor):
+                hope = hope + (scorer.weight * most[row]).clamp(min=0)
+            elif scorer.weight < 0:  # subtracts a log-probability: no limit to what that can add
+                hope = hope + math.inf
+        hope = hope.masked_fill(self.score == -math.inf, -math.inf)
+        places = hope > self.ended[:, -1:]
+        near = self.score >= self.score[:, :1] - self.config.prune
+        near[:, : self.config.nbest] = True
+        return places & near
 
     def _words(self, parent: Tensor, token: Tensor) -> Tensor:
         """`self.words` of the continuations (B', C) of `parent` by `token`: (B', C, 1 + merge_words)."""
@@ -373,9 +411,11 @@ class _Search:
 
     def _merge(self, score: Tensor, parent: Tensor, token: Tensor) -> Tensor:
         """Scores (B', C) of continuations, the best first, with -inf for those that end as a better one does."""
-        words = self._words(parent, token)
-        alike = (words[:, :, None] == words[:, None]).all(-1).tril(-1)  # (B', C, C): row i ends as the better j does
-        return score.masked_fill(alike.any(2) & (token != CharTokenizer.eos_id), -math.inf)
+        words = self._words(parent, token).unbind(-1)
+        key, order = reduce(lambda key, word: key * PHRASE_HASH + word, words).sort(stable=True)  # (B', C)
+        again = functional.pad(key[:, 1:] == key[:, :-1], (1, 0))  # equal ones are in a row, the best first
+        alike = torch.empty_like(again).scatter_(1, order, again)
+        return score.masked_fill(alike & (token != CharTokenizer.eos_id), -math.inf)
 
     def _end(self, score: Tensor, parent: Tensor, length: int) -> None:
         """Let these (B', K) join the finished ones, and the best of all stay."""
@@ -409,13 +449,13 @@ class _Search:
         for t in range(steps - 1, -1, -1):
             past = self.past[t]  # a hypothesis longer than t is of an utterance that was open at t
             beam = beams[past.utterances]  # (B', F)
-            tokens[t, past.utterances] = past.token.gather(1, beam)
-            levels[t + 1, past.utterances] = past.score.gather(1, beam)
-            beam = torch.where(lengths[past.utterances] > t, past.parent.gather(1, beam), beam)
+            at = beam.clamp(max=past.token.shape[1] - 1)  # those that have ended are elsewhere, and not asked for
+            tokens[t, past.utterances] = past.token.gather(1, at)
+            levels[t + 1, past.utterances] = past.score.gather(1, at)
+            beam = torch.where(lengths[past.utterances] > t, past.parent.gather(1, at), beam)
             beams[past.utterances] = beam
             if attention is not None and past.attention is not None:
-                rows = beam + self.config.beam * torch.arange(len(beam), device=beam.device)[:, None]
-                attention[t, past.utterances] = past.attention[rows]
+                attention[t, past.utterances] = past.attention[past.row.gather(1, at)]
         tokens, levels, scores, lengths = tokens.cpu(), levels.cpu(), scores.cpu(), lengths.cpu()
         attention = None if attention is None else attention.cpu()
         results = []

@@ -1,8 +1,9 @@
 """What a hypothesis is worth: one small protocol, and the speller, CTC, language models, length and coverage in it.
 
-A search over B utterances with K hypotheses each has R = B K rows, the K of an utterance one after another. At every
-step each scorer tells, for every row and every character that may follow, what the row's score gains by it; the search
-adds these up with the scorers' weights. Another scorer is another class here, or anywhere else, with these methods.
+A search over B utterances with up to K hypotheses each has R rows, those of an utterance one after another (`Beams`).
+At every step each scorer tells, for every row and every character that may follow, what the row's score gains by it;
+the search adds these up with the scorers' weights. Another scorer is another class here, or anywhere else, with these
+methods.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from torch.nn.functional import pad
 
 from asr.model.encoder import length_mask
 from asr.model.lstm import PackedCell
-from asr.model.speller import Memory, Speller, SpellerState
+from asr.model.speller import Beams, Memory, Speller, SpellerState
 from asr.tokenizer import CharTokenizer
 
 __all__ = [
+    "Beams",
     "CoverageScorer",
     "CtcPrefixScorer",
     "InternalLmScorer",
@@ -44,6 +46,7 @@ class Step:
 
     position: int  # characters already written
     tokens: Tensor  # (R,) last character of each row; BOS at first
+    beams: Beams  # whose the rows are
     attention: Tensor | None = None  # (R, N) of the speller's last hop at this step
     spelled: SpellerState | None = None  # of the speller after this step
 
@@ -53,38 +56,29 @@ class Scorer(Protocol):
 
     weight: float
 
-    def start(self, h: Tensor, lengths: Tensor, beam: int) -> Any:
-        """Encoder states (B, N, d) with lengths (B,) -> the state of R = B beam empty hypotheses."""
+    def start(self, h: Tensor, lengths: Tensor) -> Any:
+        """Encoder states (B, N, d) with lengths (B,) -> the state of B empty hypotheses, one an utterance."""
 
     def score(self, state: Any, step: Step) -> tuple[Tensor, Any]:
         """What each next character adds to each row: (R, V), or something that broadcasts to it; and the state."""
 
-    def select(self, state: Any, rows: Tensor, tokens: Tensor) -> Any:
-        """The state of new rows (R,): row i is the old row rows[i], of the same utterance, followed by tokens[i]."""
-
     def keep(self, state: Any, utterances: Tensor) -> Any:
-        """Between `score` and `select`: only these utterances go on; the others are finished."""
+        """Between `score` and `select`: only these utterances go on. Rows keep their numbers until `select`."""
+
+    def select(self, state: Any, rows: Tensor, tokens: Tensor, beams: Beams) -> Any:
+        """The state of new rows (R,): row i is what was row rows[i] when scored, followed by tokens[i].
+
+        `beams` tells whose the new rows are, among the utterances that go on.
+        """
 
     def most(self, state: Any, remaining: Tensor) -> Tensor | float:
-        """The most that `score` can still add to a row, (B, 1) or (B, K), in `remaining` (B, 1) more characters.
+        """The most that `score` can still add to each row, in `remaining` (R,) more characters: (R,), or for all.
 
         0.0 for log-probabilities, which add nothing. The search stops when no open row can overtake a finished one.
         """
 
 
-def _rows(utterances: Tensor, beam: int) -> Tensor:
-    """Rows of these utterances: (B',) -> (B' beam,)."""
-    return (utterances[:, None] * beam + torch.arange(beam, device=utterances.device)).flatten()
-
-
 # ---------------------------------------------------------------------------------------------------------- speller
-
-
-@dataclass(frozen=True)
-class _SpellerRows:
-    memory: Memory
-    state: SpellerState
-    beam: int
 
 
 class SpellerScorer:
@@ -98,31 +92,29 @@ class SpellerScorer:
         # Location-aware scores look at each row's own last weights, so every row needs its own memory.
         self.own_memory = any(attention.sequential for attention in speller.attentions)
 
-    def start(self, h: Tensor, lengths: Tensor, beam: int) -> _SpellerRows:
+    def start(self, h: Tensor, lengths: Tensor) -> tuple[Memory, SpellerState]:
         memory = self.speller.memory(h, lengths)
-        rows = torch.arange(h.shape[0], device=h.device).repeat_interleave(beam)
-        state = self.speller.start(memory).select(rows)
-        return _SpellerRows(memory.select(rows) if self.own_memory else memory, state, beam)
+        return memory, self.speller.start(memory)
 
-    def score(self, state: _SpellerRows, step: Step) -> tuple[Tensor, _SpellerRows]:
-        logits, after = self.speller.step(step.tokens, state.memory, state.state)
+    def score(self, state: tuple[Memory, SpellerState], step: Step) -> tuple[Tensor, tuple[Memory, SpellerState]]:
+        logits, after = self.speller.step(step.tokens, *state, beams=None if self.own_memory else step.beams)
         logits = logits.float()
         if self.temperature != 1:
             logits = logits / self.temperature
         if self.attends:
             step.attention = after.weights[:, -1]
         step.spelled = after
-        return logits.log_softmax(-1), replace(state, state=after)
+        return logits.log_softmax(-1), (state[0], after)
 
-    def select(self, state: _SpellerRows, rows: Tensor, tokens: Tensor) -> _SpellerRows:
-        return replace(state, state=state.state.select(rows))
+    def keep(self, state: tuple[Memory, SpellerState], utterances: Tensor) -> tuple[Memory, SpellerState]:
+        return state[0] if self.own_memory else state[0].select(utterances), state[1]
 
-    def keep(self, state: _SpellerRows, utterances: Tensor) -> _SpellerRows:
-        rows = _rows(utterances, state.beam)
-        memory = state.memory.select(rows if self.own_memory else utterances)
-        return _SpellerRows(memory, state.state.select(rows), state.beam)
+    def select(
+        self, state: tuple[Memory, SpellerState], rows: Tensor, tokens: Tensor, beams: Beams
+    ) -> tuple[Memory, SpellerState]:
+        return state[0].select(rows) if self.own_memory else state[0], state[1].select(rows)
 
-    def most(self, state: _SpellerRows, remaining: Tensor) -> float:
+    def most(self, state: tuple[Memory, SpellerState], remaining: Tensor) -> float:
         return 0.0
 
 
@@ -147,13 +139,11 @@ class _CtcTables:
     within: Tensor
     through: Tensor
 
-    def of(self, characters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of one character a row: (B, K) -> (B, K, ...) each."""
-        batch, vocabulary, _ = self.through.shape
-        rows = (characters + vocabulary * torch.arange(batch, device=characters.device)[:, None]).flatten()
+    def of(self, characters: Tensor, owners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of one character a row, (R,), of its utterance: (R, ...) each."""
+        rows = characters + self.through.shape[1] * owners
         following, within, through = (
-            table.flatten(0, 1).index_select(0, rows).view(*characters.shape, *table.shape[2:])
-            for table in (self.following, self.within, self.through)
+            table.flatten(0, 1).index_select(0, rows) for table in (self.following, self.within, self.through)
         )
         return following, within, through
 
@@ -167,15 +157,15 @@ class _CtcTables:
 
 @dataclass(frozen=True)
 class _CtcRows:
-    """The forward variables of the K prefixes of each utterance, float64.
+    """The forward variables of R prefixes, float64.
 
-    mass    (B, K, 2, _BLOCK, blocks)  times e^scale: probability that t frames spell the prefix and end in blank [0],
-                                       or end in blank or its last character [1]
-    scale   (B, K, blocks)             such that the greatest mass of a block is 1
-    last    (B, K)                     last character
-    again   (B, K, _BLOCK, blocks)     its `following`
-    prefix  (B, K)                     log-probability that all frames spell something that begins with the prefix
-    psi     (B, K, V)                  .. with prefix + c; at EOS: that they spell the prefix
+    mass    (R, 2, _BLOCK, blocks)  times e^scale: probability that t frames spell the prefix and end in blank [0],
+                                    or end in blank or its last character [1]
+    scale   (R, blocks)             such that the greatest mass of a block is 1
+    last    (R,)                    last character
+    again   (R, _BLOCK, blocks)     its `following`
+    prefix  (R,)                    log-probability that all frames spell something that begins with the prefix
+    psi     (R, V)                  .. with prefix + c; at EOS: that they spell the prefix
     length  characters of the prefix; fewer frames cannot spell it, so that
     first   blocks are not held any more
     """
@@ -206,7 +196,7 @@ class CtcPrefixScorer:
         self.ctc = ctc
         self.weight = weight
 
-    def start(self, h: Tensor, lengths: Tensor, beam: int) -> _CtcRows:
+    def start(self, h: Tensor, lengths: Tensor) -> _CtcRows:
         x = self.ctc(h).double().log_softmax(-1).clamp(min=_FLOOR).transpose(1, 2)  # (B, V, N)
         batch, vocabulary, frames = x.shape
         blocks = frames // _BLOCK + 1
@@ -222,71 +212,61 @@ class CtcPrefixScorer:
         tables = _CtcTables(folded(pad(x[..., 1:].exp(), (0, 1))), within.exp(), through)
         blank = within[:, BLANK] - within[:, BLANK, :1]
         scale = pad(through[:, BLANK, :-1], (1, 0)) + within[:, BLANK, 0]
-        last = torch.full((batch, beam), BOS, device=h.device)
+        last = torch.full((batch,), BOS, device=h.device)
         return _CtcRows(
             tables,
-            mass=blank.exp()[:, None, None].repeat(1, beam, 2, 1, 1),
-            scale=scale[:, None].repeat(1, beam, 1),
+            mass=blank.exp()[:, None].repeat(1, 2, 1, 1),
+            scale=scale,
             last=last,
-            again=tables.of(last)[0],
-            prefix=x.new_zeros(batch, beam),
-            psi=x.new_zeros(batch, beam, vocabulary),
+            again=tables.of(last, torch.arange(batch, device=h.device))[0],
+            prefix=x.new_zeros(batch),
+            psi=x.new_zeros(batch, vocabulary),
         )
 
     def score(self, state: _CtcRows, step: Step) -> tuple[Tensor, _CtcRows]:
         following = state.tables.following.flatten(2)  # (B, V, times)
-        top = state.scale.amax(2, keepdim=True)  # what is e^700 times less likely than the best block is lost
+        top = state.scale.amax(1, keepdim=True)  # what is e^700 times less likely than the best block is lost
         share = (state.scale - top).exp()
-        blank, total = (state.mass * share[:, :, None, None]).flatten(3).unbind(2)  # (B, K, times)
-        psi = total @ following.transpose(1, 2)
+        blank, total = (state.mass * share[:, None, None]).flatten(2).unbind(1)  # (R, times)
+        psi = step.beams.matmul(total, following.transpose(1, 2))
         # A character can follow itself only across a blank.
-        psi.scatter_(2, state.last[..., None], (blank * state.again.flatten(2)).sum(2, keepdim=True))
+        psi.scatter_(1, state.last[:, None], (blank * state.again.flatten(1)).sum(1, keepdim=True))
         psi = psi.log_().add_(top)
-        psi[..., EOS] = state.mass[:, :, 1, -1, -1].log() + state.scale[..., -1]
+        psi[:, EOS] = state.mass[:, 1, -1, -1].log() + state.scale[:, -1]
         psi.clamp_(min=LOG_ZERO)
         impossible = psi < LOG_ZERO / 2  # more characters than frames, say
-        gain = (psi - state.prefix[..., None]).float().masked_fill(impossible, -math.inf)
-        return gain.flatten(0, 1), replace(state, psi=psi)
+        gain = (psi - state.prefix[:, None]).float().masked_fill(impossible, -math.inf)
+        return gain, replace(state, psi=psi)
 
-    def select(self, state: _CtcRows, rows: Tensor, tokens: Tensor) -> _CtcRows:
-        last = tokens.view_as(state.last)
-        across = tokens != state.last.flatten().index_select(0, rows)
-        source = state.mass.flatten(0, 2).index_select(0, 2 * rows + across).view_as(state.again)
-        scale = state.scale.flatten(0, 1).index_select(0, rows).view_as(state.scale)
+    def keep(self, state: _CtcRows, utterances: Tensor) -> _CtcRows:
+        return replace(state, tables=state.tables.keep(utterances))
+
+    def select(self, state: _CtcRows, rows: Tensor, tokens: Tensor, beams: Beams) -> _CtcRows:
+        across = tokens != state.last.index_select(0, rows)
+        source = state.mass.flatten(0, 1).index_select(0, 2 * rows + across)
+        scale = state.scale.index_select(0, rows)
         tables, first = state.tables, min(state.length // _BLOCK, state.first + scale.shape[-1] - 1)
         if skip := first - state.first:
             tables, source, scale = tables.drop(skip), source[..., skip:], scale[..., skip:]
-        following, within, through = tables.of(last)
+        owners = beams.owners
+        following, within, through = tables.of(tokens, owners)
         label, label_scale = _scan(source, scale, following, within, through)
-        blanks = tables.following[:, BLANK, None], tables.within[:, BLANK, None], tables.through[:, BLANK, None]
+        blanks = tables.of(torch.full_like(owners, BLANK), owners)
         blank, scale = _scan(label, label_scale, *blanks)
         total = label.mul_((label_scale - scale).exp()[..., None, :]).add_(blank)
         greatest = total.amax(-2)
         greatest.masked_fill_(greatest == 0, 1.0)
-        mass = torch.stack([blank, total], dim=2).mul_(greatest.reciprocal()[:, :, None, None])
+        mass = torch.stack([blank, total], dim=1).mul_(greatest.reciprocal()[:, None, None])
         return _CtcRows(
             tables,
             mass=mass,
             scale=(scale + greatest.log()).clamp(min=LOG_ZERO),
-            last=last,
+            last=tokens,
             again=following,
-            prefix=state.psi.take(rows * state.psi.shape[-1] + tokens).view_as(last),
+            prefix=state.psi.take(rows * state.psi.shape[-1] + tokens),
             psi=state.psi,
             length=state.length + 1,
             first=first,
-        )
-
-    def keep(self, state: _CtcRows, utterances: Tensor) -> _CtcRows:
-        return _CtcRows(
-            state.tables.keep(utterances),
-            state.mass[utterances],
-            state.scale[utterances],
-            state.last[utterances],
-            state.again[utterances],
-            state.prefix[utterances],
-            state.psi[utterances],
-            state.length,
-            state.first,
         )
 
     def most(self, state: _CtcRows, remaining: Tensor) -> float:
@@ -300,8 +280,8 @@ def _scan(source: Tensor, scale: Tensor, following: Tensor, within: Tensor, thro
     r(t) + within(t) carry; logarithms are taken of nothing else, and no block can be too small for another's scale.
 
     Args:
-        source: (B, K, _BLOCK, blocks), times e^scale.
-        scale: (B, K, blocks).
+        source: (R, _BLOCK, blocks), times e^scale.
+        scale: (R, blocks).
         following, within, through: those of each row's character, see `_CtcTables`.
 
     Returns:
@@ -350,20 +330,20 @@ class LmScorer:
         self.weight = weight
         self.space = space
 
-    def start(self, h: Tensor, lengths: Tensor, beam: int) -> tuple[Any, int]:
-        return self.model.start(h.shape[0] * beam), beam
+    def start(self, h: Tensor, lengths: Tensor) -> Any:
+        return self.model.start(h.shape[0])
 
-    def score(self, state: tuple[Any, int], step: Step) -> tuple[Tensor, tuple[Any, int]]:
-        logits, after = self.model.step(step.tokens, state[0])
-        return _ends_like_a_word(logits.float().log_softmax(-1), self.space), (after, state[1])
+    def score(self, state: Any, step: Step) -> tuple[Tensor, Any]:
+        logits, after = self.model.step(step.tokens, state)
+        return _ends_like_a_word(logits.float().log_softmax(-1), self.space), after
 
-    def select(self, state: tuple[Any, int], rows: Tensor, tokens: Tensor) -> tuple[Any, int]:
-        return self.model.select(state[0], rows), state[1]
+    def keep(self, state: Any, utterances: Tensor) -> Any:
+        return state
 
-    def keep(self, state: tuple[Any, int], utterances: Tensor) -> tuple[Any, int]:
-        return self.model.select(state[0], _rows(utterances, state[1])), state[1]
+    def select(self, state: Any, rows: Tensor, tokens: Tensor, beams: Beams) -> Any:
+        return self.model.select(state, rows)
 
-    def most(self, state: tuple[Any, int], remaining: Tensor) -> Tensor | float:
+    def most(self, state: Any, remaining: Tensor) -> Tensor | float:
         return 0.0
 
 
@@ -397,17 +377,17 @@ class InternalLmScorer(LmScorer):
         super().__init__(_UpperHops(speller) if self.shares else _Deaf(speller), weight, space)
         self.patience = patience
 
-    def score(self, state: tuple[Any, int], step: Step) -> tuple[Tensor, tuple[Any, int]]:
+    def score(self, state: Any, step: Step) -> tuple[Tensor, Any]:
         if not self.shares:
             return super().score(state, step)
         if step.spelled is None:
             raise ValueError("the internal language model needs the speller's scorer before it")
         s, read = self.speller.alone(step.spelled)
-        logits, after = self.model.step(s, state[0])
+        logits, after = self.model.step(s, state)
         logits = logits + read
-        return _ends_like_a_word(logits.float().log_softmax(-1), self.space), (after, state[1])
+        return _ends_like_a_word(logits.float().log_softmax(-1), self.space), after
 
-    def most(self, state: tuple[Any, int], remaining: Tensor) -> Tensor:
+    def most(self, state: Any, remaining: Tensor) -> Tensor:
         return torch.full_like(remaining, -self.patience, dtype=torch.float)
 
 
@@ -482,7 +462,7 @@ class LengthBonus:
         self.weight = weight
         self.vocabulary = vocabulary
 
-    def start(self, h: Tensor, lengths: Tensor, beam: int) -> Tensor:
+    def start(self, h: Tensor, lengths: Tensor) -> Tensor:
         bonus = torch.ones(1, self.vocabulary, device=h.device)
         bonus[:, EOS] = 0
         return bonus
@@ -490,10 +470,10 @@ class LengthBonus:
     def score(self, state: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         return state, state
 
-    def select(self, state: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    def keep(self, state: Tensor, utterances: Tensor) -> Tensor:
         return state
 
-    def keep(self, state: Tensor, utterances: Tensor) -> Tensor:
+    def select(self, state: Tensor, rows: Tensor, tokens: Tensor, beams: Beams) -> Tensor:
         return state
 
     def most(self, state: Tensor, remaining: Tensor) -> Tensor:
@@ -507,7 +487,7 @@ class WordBonus(LengthBonus):
         super().__init__(vocabulary, weight)
         self.space = space
 
-    def start(self, h: Tensor, lengths: Tensor, beam: int) -> Tensor:
+    def start(self, h: Tensor, lengths: Tensor) -> Tensor:
         bonus = torch.zeros(1, self.vocabulary, device=h.device)
         bonus[:, self.space] = 1
         return bonus
@@ -517,8 +497,7 @@ class WordBonus(LengthBonus):
 class _Covered:
     attention: Tensor  # (R, N) summed over the steps
     count: Tensor  # (R,) encoder states covered
-    lengths: Tensor  # (B,)
-    beam: int
+    lengths: Tensor  # (R,) encoder states
 
 
 class CoverageScorer:
@@ -532,10 +511,9 @@ class CoverageScorer:
         self.weight = weight
         self.threshold = threshold
 
-    def start(self, h: Tensor, lengths: Tensor, beam: int) -> _Covered:
-        batch, frames, _ = h.shape
-        zeros = torch.zeros(batch * beam, frames, device=h.device)
-        return _Covered(zeros, zeros[:, 0], lengths, beam)
+    def start(self, h: Tensor, lengths: Tensor) -> _Covered:
+        zeros = torch.zeros(h.shape[:2], device=h.device)
+        return _Covered(zeros, zeros[:, 0], lengths)
 
     def score(self, state: _Covered, step: Step) -> tuple[Tensor, _Covered]:
         if step.attention is None:
@@ -544,15 +522,14 @@ class CoverageScorer:
         count = (attention > self.threshold).sum(1, dtype=attention.dtype)
         return (count - state.count)[:, None], replace(state, attention=attention, count=count)
 
-    def select(self, state: _Covered, rows: Tensor, tokens: Tensor) -> _Covered:
-        return replace(state, attention=state.attention[rows], count=state.count[rows])
-
     def keep(self, state: _Covered, utterances: Tensor) -> _Covered:
-        rows = _rows(utterances, state.beam)
-        return _Covered(state.attention[rows], state.count[rows], state.lengths[utterances], state.beam)
+        return state
+
+    def select(self, state: _Covered, rows: Tensor, tokens: Tensor, beams: Beams) -> _Covered:
+        return _Covered(state.attention[rows], state.count[rows], state.lengths[rows])
 
     def most(self, state: _Covered, remaining: Tensor) -> Tensor:
-        return state.lengths[:, None] - state.count.view(-1, state.beam)
+        return state.lengths - state.count
 
 
 # ------------------------------------------------------------------------------------------------------- repetition
@@ -562,7 +539,6 @@ class CoverageScorer:
 class _Recent:
     tokens: Tensor  # (R, P) the last P characters, the newest first; blank where there is none yet
     runs: Tensor  # (R, P) how many of the last characters equal the one p before them
-    beam: int
 
 
 class RepetitionGuard:
@@ -578,9 +554,9 @@ class RepetitionGuard:
         self.times = times
         self.longest = longest
 
-    def start(self, h: Tensor, lengths: Tensor, beam: int) -> _Recent:
-        tokens = torch.full((h.shape[0] * beam, self.longest), BLANK, device=h.device)
-        return _Recent(tokens, torch.zeros_like(tokens), beam)
+    def start(self, h: Tensor, lengths: Tensor) -> _Recent:
+        tokens = torch.full((h.shape[0], self.longest), BLANK, device=h.device)
+        return _Recent(tokens, torch.zeros_like(tokens))
 
     def score(self, state: _Recent, step: Step) -> tuple[Tensor, _Recent]:
         # A run of r at distance p means that the last p + r characters are one unit of p over and over.
@@ -590,14 +566,13 @@ class RepetitionGuard:
         repeats.scatter_add_(1, state.tokens, full)
         return torch.zeros_like(repeats).masked_fill_(repeats > 0, -math.inf), state
 
-    def select(self, state: _Recent, rows: Tensor, tokens: Tensor) -> _Recent:
+    def keep(self, state: _Recent, utterances: Tensor) -> _Recent:
+        return state
+
+    def select(self, state: _Recent, rows: Tensor, tokens: Tensor, beams: Beams) -> _Recent:
         recent, new = state.tokens[rows], tokens[:, None]
         runs = (state.runs[rows] + 1) * (recent == new)
-        return replace(state, tokens=torch.cat([new, recent[:, :-1]], dim=1), runs=runs)
-
-    def keep(self, state: _Recent, utterances: Tensor) -> _Recent:
-        rows = _rows(utterances, state.beam)
-        return replace(state, tokens=state.tokens[rows], runs=state.runs[rows])
+        return _Recent(torch.cat([new, recent[:, :-1]], dim=1), runs)
 
     def most(self, state: _Recent, remaining: Tensor) -> float:
         return 0.0

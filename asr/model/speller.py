@@ -31,7 +31,7 @@ from asr.model.language_model import CharLanguageModel, LanguageModelConfig
 from asr.model.lstm import PackedCell
 from asr.model.lstm import lstm as run_lstm
 
-__all__ = ["Memory", "Speller", "SpellerConfig", "SpellerState"]
+__all__ = ["Beams", "Memory", "Speller", "SpellerConfig", "SpellerState"]
 
 CONTEXTS = ("attention", "fixed", "cho")
 READER_SHARE = 0.3  # of the language model's logits in the speller's, to begin with; what fusion without a beam bears
@@ -60,6 +60,58 @@ class SpellerConfig:
             raise ValueError(f"positions counts sines and cosines, an even number; got {self.positions}")
         if self.input_feeding and self.context != "attention":
             raise ValueError("input_feeding feeds a_{t-1} back: it needs context=attention")
+
+
+@dataclass(frozen=True)
+class Beams:
+    """Whose hypotheses are whose: each of B utterances has 1 to K of R rows, one after another.
+
+    Attributes:
+        slots: (R,) where each row stands in a table (B, K), flattened.
+        rows: (B, K) which row stands where; an utterance's first one also where none does.
+    """
+
+    slots: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, places: Tensor) -> Beams:
+        """Those where a table (B, K) is True, which it is at least once for every utterance."""
+        places = places[:, : int(places.any(0).nonzero().max()) + 1]
+        counts = places.sum(1, keepdim=True)
+        numbers = places.flatten().cumsum(0).view_as(places) - 1
+        return cls(places.flatten().nonzero().flatten(), numbers.where(places, counts.cumsum(0) - counts))
+
+    @classmethod
+    def single(cls, batch: int, device: torch.device) -> Beams:
+        """One row an utterance."""
+        return cls.of(torch.ones(batch, 1, dtype=torch.bool, device=device))
+
+    @property
+    def full(self) -> bool:
+        """Whether every utterance has K rows."""
+        return len(self.slots) == self.rows.numel()
+
+    @property
+    def owners(self) -> Tensor:
+        """(R,) which utterance each row belongs to."""
+        return self.slots // self.rows.shape[1]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Of rows (R, ...) -> (B, K, ...), the first of each utterance once more wherever it has no row."""
+        return values.view(*self.rows.shape, *values.shape[1:]) if self.full else values[self.rows]
+
+    def gather(self, table: Tensor) -> Tensor:
+        """(B, K, ...) -> of the rows (R, ...)."""
+        table = table.flatten(0, 1)
+        return table if self.full else table.index_select(0, self.slots)
+
+    def matmul(self, values: Tensor, tables: Tensor) -> Tensor:
+        """Rows (R, n), each times the matrix of its utterance (B, n, m): (R, m)."""
+        if self.full or values.is_cuda:
+            return self.gather(self.spread(values) @ tables)
+        counts = self.owners.bincount().tolist()
+        return torch.cat([rows @ table for rows, table in zip(values.split(counts), tables, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -219,12 +271,14 @@ class Speller(nn.Module):
         weights = memory.h.new_zeros(batch, self.config.hops if looks_back else 1, frames)
         return SpellerState((*hidden, *reader), (*cell, *reader), context, weights)
 
-    def step(self, characters: Tensor, memory: Memory, state: SpellerState) -> tuple[Tensor, SpellerState]:
+    def step(
+        self, characters: Tensor, memory: Memory, state: SpellerState, beams: Beams | None = None
+    ) -> tuple[Tensor, SpellerState]:
         """Characters (B,) just written -> logits (B, V) of the next one, and the new state.
 
-        Characters and state may have K rows for each row of `memory`, one after another: hypotheses of a beam.
+        With `beams` characters and state have its R rows, and `memory` one row for each of its utterances.
         """
-        logits, _, state = self._run(characters[:, None], memory, state)
+        logits, _, state = self._run(characters[:, None], memory, state, beams)
         return logits[:, 0], state
 
     def forward(self, characters: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
@@ -275,18 +329,17 @@ class Speller(nn.Module):
         return s, h[0], c[0]
 
     def _run(
-        self, characters: Tensor, memory: Memory, state: SpellerState
+        self, characters: Tensor, memory: Memory, state: SpellerState, beams: Beams | None = None
     ) -> tuple[Tensor, Tensor | None, SpellerState]:
         """Any number of steps U from `state` on; more than one only where no step needs the one before."""
         c = self.config
-        rows, steps = characters.shape
-        batch, frames, d = memory.h.shape
+        steps, d = characters.shape[1], c.d
         x = self.dropout(self.embedding(characters))  # (B, U, E)
         c_vector = x  # only Cho's context is given at every step
         if c.input_feeding:
             x = torch.cat([x, state.context[:, None].to(x.dtype)], dim=-1)
         elif c.context == "cho":
-            last = memory.last if rows == batch else memory.last.repeat_interleave(rows // batch, dim=0)
+            last = memory.last if beams is None else memory.last[beams.owners]
             c_vector = last[:, None].expand(-1, steps, -1)
             x = torch.cat([x, c_vector.to(x.dtype)], dim=-1)
         packed = self._packed if steps == 1 and x.dtype == torch.float32 and not x.is_cuda else []
@@ -312,17 +365,17 @@ class Speller(nn.Module):
             s = self.dropout(s)
             if c.context == "attention":
                 attention, values, keys = self.attentions[hop], memory.values[hop], memory.keys[hop]
-                # The K hypotheses of an utterance are K queries of its one memory, which is not copied.
-                queries = s.reshape(batch, -1, d)
+                # The hypotheses of an utterance are queries of its one memory, which is not copied.
+                queries = s if beams is None else beams.spread(s[:, 0])
                 weighs = attention.sequential or hop + 1 == c.hops  # whether its weights are of use to anyone
                 if packed and not weighs:
                     a = attention.contexts(queries, values, memory.mask, keys)
                 else:
                     previous = state.weights[:, hop] if attention.sequential else None
                     a, alpha = attention(queries, values, memory.mask, keys, previous)
-                    alpha = alpha.reshape(rows, steps, frames)
+                    alpha = alpha if beams is None else beams.gather(alpha)[:, None]
                     weights += [alpha[:, -1]] if weighs else []
-                a = a.reshape(rows, steps, -1)
+                a = a if beams is None else beams.gather(a)[:, None]
                 if values is memory.h:
                     x = torch.cat([a, s], dim=-1)  # [a_t ; s_t]
             else:

@@ -63,5 +63,5 @@ python recipes/an4/decode.py model_dir=runs/an4/spliced/all/model decoding=beam_
     decoding.warp=0 output=runs/an4/an4-test-beam_ctc
 python recipes/an4/decode.py model_dir=runs/an4/spliced/all/model language_model=runs/an4/language_model \
     decoding=beam_ctc_lm decoding.ctc_weight=0.4 decoding.lm_weight=0.2 decoding.ilm_weight=0.1 \
-    decoding.word_bonus=$word_bonus decoding.lm_eos=true decoding.max_length_ratio=1.5 decoding.beam=16 \
-    decoding.merge_words=4 output=runs/an4/an4-test-beam_ctc_lm
+    decoding.word_bonus=$word_bonus decoding.lm_eos=true decoding.max_length_ratio=1.5 \
+    decoding.beam=16 decoding.prune=inf decoding.merge_words=4 output=runs/an4/an4-test-beam_ctc_lm

@@ -105,6 +105,8 @@ CONFIGS = {
         max_repeats=2,
     ),
     "merged": DecodingConfig(beam=5, nbest=2, ctc_weight=0.3, lm_weight=0.4, merge_words=1),
+    "pruned": DecodingConfig(beam=5, prune=0.4, ctc_weight=0.3, lm_weight=0.4, coverage=0.2, merge_words=1),
+    "pruned, three best": DecodingConfig(beam=5, nbest=3, prune=0.4, ctc_weight=0.3),
 }
 
 
@@ -338,6 +340,7 @@ def test_coverage_needs_attention() -> None:
     [
         ({"beam": 0}, "beam must be at least 1"),
         ({"beam": 2, "nbest": 3}, "nbest"),
+        ({"prune": 0.0}, "prune must be above 0"),
         ({"ctc_weight": 1.5}, "ctc_weight"),
         ({"temperature": 0.0}, "temperature"),
         ({"max_repeats": -1}, "max_repeats"),
@@ -395,7 +398,58 @@ def test_finished_utterances_leave_the_batch() -> None:
     lengths = torch.tensor([2, 5, 3])
     found = beam_search(model, torch.zeros(3, 5, 32), lengths, DecodingConfig(beam=2, length_bonus=1.0), TOKENIZER)
     assert [x.text for (x,) in found] == ["AA", "AAAAA", "AAA"]
-    assert model.speller.rows == [6, 6, 6, 4, 2, 2]  # the step at N characters is EOS's alone
+    # The step at N characters is EOS's alone; "A" has one rival, which not even all bonuses bring before an early end.
+    assert model.speller.rows == [3, 3, 3, 2, 1, 1]
+
+
+# ------------------------------------------------------------------------------------------------------------- pruning
+
+
+def test_what_falls_behind_by_more_than_prune_is_given_up() -> None:
+    """Two beginnings, one 1.1 nats (a third as likely) behind; a wider margin keeps it and a narrower one does not."""
+
+    def script(position: int) -> dict[str, float]:
+        return {"A": 0.6, "B": 0.2} if position == 0 else {"C": 0.8, "EOS": 0.1} if position < 3 else {"EOS": 0.9}
+
+    h, lengths = torch.zeros(2, 9, 32), torch.tensor([9, 9])
+    rows = {}
+    for prune in (1.0, 1.2):
+        model = scripted(script, TOKENIZER)
+        found = beam_search(model, h, lengths, DecodingConfig(beam=4, prune=prune), TOKENIZER)
+        assert [x.text for (x,) in found] == ["ACC", "ACC"]
+        rows[prune] = model.speller.rows
+    assert rows == {1.0: [2, 2, 2, 2], 1.2: [2, 4, 4, 4]}
+
+
+def test_a_late_winner_is_lost_to_a_narrow_margin_alone() -> None:
+    """B begins three times less likely than A and is far ahead after its next character."""
+    table = torch.full((32, 32), -9.0)
+    a, b, c, d = TOKENIZER.encode("ABCD")
+    end = CharTokenizer.eos_id
+    for before, after, p in ((1, a, 0.75), (1, b, 0.25), (a, c, 0.1), (a, d, 0.9), (b, c, 1.0), (c, end, 1.0)):
+        table[before, after] = math.log(p)
+    lm = Bigrams(32)
+    lm.table = table
+    model = scripted(lambda position: dict.fromkeys("ABC", 0.3) | {"EOS": 0.3}, TOKENIZER)
+    for prune, text in ((0.9, "AC"), (1.4, "BC"), (math.inf, "BC")):
+        config = DecodingConfig(beam=4, prune=prune, lm_weight=1.0, min_length_ratio=0.5)
+        ((best,),) = beam_search(model, ctc_says("BC", 9, TOKENIZER), torch.tensor([9]), config, TOKENIZER, lm)
+        assert best.text == text
+
+
+@pytest.mark.parametrize("config", [CONFIGS["ctc"], CONFIGS["merged"], CONFIGS["all"]])
+def test_a_margin_that_nothing_falls_behind_of_changes_nothing(config: DecodingConfig) -> None:
+    model, lm = make_model(), Bigrams(32)
+    h, lengths = random_states(LENGTHS)
+    expected = beam_search(model, h, lengths, config, TOKENIZER, lm)
+    same(beam_search(model, h, lengths, replace(config, prune=1e4), TOKENIZER, lm), expected)
+
+
+def test_as_many_hypotheses_as_are_asked_for_stay() -> None:
+    model = make_model()
+    h, lengths = random_states([14, 9])
+    for hypotheses in beam_search(model, h, lengths, DecodingConfig(beam=6, nbest=4, prune=1e-6), TOKENIZER):
+        assert len({x.text for x in hypotheses}) == 4
 
 
 # ------------------------------------------------------------------------------------------------------------- guards

@@ -11,7 +11,7 @@ from tiny_models import Bigrams, make_model, random_states, scripted
 from torch import Tensor
 
 from asr.decoding.beam_search import DecodingConfig, beam_search
-from asr.decoding.scorers import InternalLmScorer, LanguageModel, LmScorer, SpellerScorer, Step
+from asr.decoding.scorers import Beams, InternalLmScorer, LanguageModel, LmScorer, SpellerScorer, Step
 from asr.model import ListenAttendSpell
 from asr.model.language_model import CharLanguageModel, LanguageModelConfig
 from asr.model.word_lm import WordLanguageModel, estimate
@@ -74,14 +74,17 @@ class Deaf:
 def internal(model: ListenAttendSpell, texts: Tensor, h: Tensor, lengths: Tensor) -> Tensor:
     """Scores (R, U, V) after each character of the texts (R, U), one text a hypothesis."""
     scorers: list[Any] = [SpellerScorer(model.speller), InternalLmScorer(model.speller, -0.5)]
-    states = [scorer.start(h, lengths, len(texts) // len(h)) for scorer in scorers]
+    beams = Beams.of(torch.ones(len(h), len(texts) // len(h), dtype=torch.bool))
+    # All begin as one hypothesis an utterance; nothing was scored yet, so that this is the state of the empty text.
+    states = [s.select(s.start(h, lengths), beams.owners, texts[:, 0], beams) for s in scorers]
     swap, steps = torch.arange(len(texts)).flip(0), []  # rows change places and come back
     for t, tokens in enumerate(texts.T):
-        step = Step(t, tokens)
+        step = Step(t, tokens, beams)
         for i, scorer in enumerate(scorers):
             scores, states[i] = scorer.score(states[i], step)
             if len(h) == 1:
-                states[i] = scorer.select(scorer.select(states[i], swap, tokens), swap, tokens)
+                once = scorer.select(states[i], swap, tokens, beams)
+                states[i] = scorer.select(once, swap, tokens, beams)
         steps.append(scores)
     return torch.stack(steps, 1)
 
@@ -119,16 +122,18 @@ def test_the_internal_model_of_the_utterances_that_go_on() -> None:
         model = make_model(**speller)
         scorer = InternalLmScorer(model.speller, -1.0)
         h, lengths = random_states([6, 3])
-        state = scorer.keep(scorer.start(h, lengths, 2), torch.tensor([1]))
+        alone = Beams.of(torch.ones(1, 2, dtype=torch.bool))
+        state = scorer.keep(scorer.start(h, lengths), torch.tensor([1]))
+        state = scorer.select(state, torch.tensor([1, 1]), torch.tensor([7, 7]), alone)
         silent = model.speller.start(model.speller.memory(h, lengths))
-        scores, _ = scorer.score(state, Step(4, torch.tensor([7, 7]), spelled=silent))
+        scores, _ = scorer.score(state, Step(4, torch.tensor([7, 7]), alone, spelled=silent))
         assert scores.shape == (2, 32)
 
 
 def test_patience() -> None:
     """As long as an open hypothesis may make up for what it lacks, the search goes on."""
     scorer = InternalLmScorer(make_model().speller, -0.5, patience=7.0)
-    assert (scorer.weight * scorer.most((None, 1), torch.tensor([[9]]))).item() == 3.5
+    assert (scorer.weight * scorer.most(None, torch.tensor([9]))).item() == 3.5
     script = scripted(lambda position: {"A": 0.1, "EOS": 0.9}, CharTokenizer())
     for patience, steps in ((0.0, 1), (1000.0, 10)):
         fixed: Any = InternalLmScorer(make_model().speller, -0.5, patience=patience)
@@ -209,9 +214,9 @@ def test_the_end_of_the_text_is_the_end_of_a_word() -> None:
     lm = Bigrams(32)
     whole, merged = LmScorer(lm, 1.0), LmScorer(lm, 1.0, space=SPACE)
     h, lengths = random_states([3])
-    step = Step(0, torch.tensor([7]))
-    a, _ = whole.score(whole.start(h, lengths, 1), step)
-    b, _ = merged.score(merged.start(h, lengths, 1), step)
+    step = Step(0, torch.tensor([7]), Beams.single(1, torch.device("cpu")))
+    a, _ = whole.score(whole.start(h, lengths), step)
+    b, _ = merged.score(merged.start(h, lengths), step)
     assert b[0, SPACE] == b[0, EOS] == pytest.approx(math.log(a[0, SPACE].exp() + a[0, EOS].exp()))
     rest = [i for i in range(32) if i not in (SPACE, EOS)]
     assert torch.equal(a[0, rest], b[0, rest])

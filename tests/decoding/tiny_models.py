@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from asr.model import EncoderConfig, ListenAttendSpell, ModelConfig, SpellerConfig
+from asr.model.speller import Beams
 from asr.tokenizer import CharTokenizer
 
 __all__ = ["Bigrams", "ScriptedSpeller", "ctc_says", "make_model", "random_states", "scripted"]
@@ -75,9 +76,11 @@ class ScriptedSpeller:
     def start(self, memory: Any) -> ScriptState:
         return ScriptState(0, memory.h.new_zeros(len(memory.h), 1, memory.h.shape[1]))
 
-    def step(self, characters: Tensor, memory: Any, state: ScriptState) -> tuple[Tensor, ScriptState]:
+    def step(
+        self, characters: Tensor, memory: Any, state: ScriptState, beams: Beams | None = None
+    ) -> tuple[Tensor, ScriptState]:
         assert len(characters) == len(state.weights)
-        assert len(characters) % len(memory.h) == 0
+        assert beams is None or (len(characters), len(memory.h)) == (len(beams.slots), len(beams.rows))
         self.rows.append(len(characters))
         probabilities = torch.full((len(self.tokenizer),), 1e-6)
         for character, probability in self.script(state.position).items():

@@ -13,7 +13,7 @@ from _step import BOS, EOS, N_MELS, VOCABULARY, Batch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from asr.decoding.scorers import Step
+    from asr.decoding.scorers import Beams, Step
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT))
@@ -37,7 +37,7 @@ class FixedLength:
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
-    def start(self, h: Tensor, lengths: Tensor, beam: int) -> Tensor:
+    def start(self, h: Tensor, lengths: Tensor) -> Tensor:
         state = torch.zeros(2, 1, VOCABULARY, device=h.device)
         state[0, :, EOS] = -math.inf
         state[1] = -math.inf
@@ -47,10 +47,10 @@ class FixedLength:
     def score(self, state: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         return state[int(step.position >= self.tokens)], state
 
-    def select(self, state: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    def keep(self, state: Tensor, utterances: Tensor) -> Tensor:
         return state
 
-    def keep(self, state: Tensor, utterances: Tensor) -> Tensor:
+    def select(self, state: Tensor, rows: Tensor, tokens: Tensor, beams: Beams) -> Tensor:
         return state
 
     def most(self, state: Tensor, remaining: Tensor) -> float:
