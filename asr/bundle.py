@@ -154,7 +154,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         detail = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: weights do not fit config.yaml ({detail})") from error
     model.eval().requires_grad_(False)  # adapting goes back through the model, but not to its weights
-    model.speller.pack()  # rounds nothing: the folder holds fp16
+    model.speller.pack()  # rounds nothing: the folder holds fp16, or 8 bits
     bundle = Bundle(model, normalizer.eval(), LogMel(frontend).eval(), tokenizer, config["training"], folder)
     if (folder / WEIGHTS).is_file() or (folder / SETTINGS).is_file():
         bundle.language_model_path = folder
@@ -164,7 +164,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a model folder, float32, named `model.*` and `normalizer.*` as in a training checkpoint.
 
-    Matrices in 8 bits are rounded to fp16 when they have been scaled, so that the model's weights are fp16 either way.
+    Matrices in 8 bits are what these stand for; all other weights are fp16.
 
     Raises:
         ModelError: the file is missing or damaged.
@@ -174,7 +174,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
         for name, tensor in tensors.items():
             if tensor.dtype == torch.int8:
-                tensors[name] = from_int8(tensor, tensors["scale." + name.removeprefix("model.")]).half()
+                tensors[name] = from_int8(tensor, tensors["scale." + name.removeprefix("model.")])
         return {name: tensor.float() for name, tensor in tensors.items() if not name.startswith("scale.")}
     except KeyError as error:
         raise ModelError(f"{path}: damaged (no {error.args[0]}); copy the model again") from error

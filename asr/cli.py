@@ -106,7 +106,9 @@ def transcribe(
     lm_weight: LmWeight = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Segments decoded together; more is faster.", show_default="32; 16 with a language model"),
+        typer.Option(
+            min=1, help="Segments decoded together; more is faster.", show_default="32; 16 with a language model"
+        ),
     ] = None,
     vad: Annotated[
         bool, typer.Option("--vad/--no-vad", help="Leave out what is no speech, or only what is silence.")

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from asr.bundle import load_any_language_model, load_bundle, save_bundle
 from asr.errors import ModelError
 from asr.frontend import FrontendConfig
+from asr.model.int8 import are_int8
 from asr.model.language_model import CharLanguageModel, LanguageModelConfig, save_language_model
 from asr.model.word_lm import WordLanguageModel, estimate, save_word_lm
 from asr.tokenizer import CharTokenizer
@@ -35,8 +36,8 @@ def test_in_8_bits_the_matrices_take_half_the_room_and_come_back_nearly_alike(to
     assert weights.stat().st_size < 0.65 * (toy_bundle / "model.safetensors").stat().st_size
     small = load_bundle(folder)
     for (name, before), after in zip(whole.model.named_parameters(), small.model.parameters(), strict=True):
-        assert torch.equal(after, after.half().float()), name
         if before.dim() == 2:
+            assert are_int8([after]), name  # so that steps can take them as they are
             step = before.abs().amax(1, keepdim=True) / 127
             assert ((before - after).abs() <= 0.6 * step + 1e-7).all(), name
             assert not torch.equal(before, after), name

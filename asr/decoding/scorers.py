@@ -412,6 +412,9 @@ class _Deaf:
         return memory if len(rows) == len(memory.h) else memory.select(rows), before.select(rows)
 
 
+_Cell = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 class _UpperHops:
     """The speller above its first hop, where [a_t ; s_t] is [0 ; s_t]: half of the weights have nothing to do.
 
@@ -421,18 +424,17 @@ class _UpperHops:
     def __init__(self, speller: Speller) -> None:
         self.d = speller.config.d
         self.output = speller.output.weight[:, self.d :].contiguous(), speller.output.bias
-        packed = bool(speller._packed) and not self.output[0].is_cuda
-        self.cells = [self._cell(lstm, packed) for lstm in list(speller.lstms)[1:]]
+        upper: list[Any] = list(speller.lstms)[1:]
+        if speller._packed and not self.output[0].is_cuda:
+            self.cells: list[_Cell] = [PackedCell(lstm, int8=speller.int8, skip=self.d) for lstm in upper]
+        else:
+            self.cells = [self._cell(lstm) for lstm in upper]
 
-    def _cell(self, lstm: torch.nn.Module, packed: bool) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _cell(self, lstm: torch.nn.LSTM) -> _Cell:
         """One step of this LSTM from [0 ; s]."""
-        w_ih, *others = lstm.all_weights[0]  # type: ignore[index]
+        w_ih, *others = lstm.all_weights[0]
         weights = [w_ih[:, self.d :].contiguous(), *others]
-        if not packed:
-            return lambda s, h, c: torch.lstm_cell(s, (h, c), *weights)
-        half = torch.nn.LSTM(self.d, self.d, device="meta")
-        half.load_state_dict(dict(zip(half.state_dict(), weights, strict=True)), assign=True)
-        return PackedCell(half)
+        return lambda s, h, c: torch.lstm_cell(s, (h, c), *weights)
 
     def start(self, batch: int) -> tuple[Tensor, Tensor]:
         zeros = self.output[0].new_zeros(batch, len(self.cells), self.d)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-__all__ = ["for_file", "from_int8", "to_int8"]
+__all__ = ["are_int8", "for_file", "from_int8", "to_int8"]
 
 
 def to_int8(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,6 +20,11 @@ def to_int8(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def from_int8(rounded: Tensor, scale: Tensor) -> Tensor:
     """What `to_int8` made -> float32 (R, C)."""
     return rounded.float() * scale.float()
+
+
+def are_int8(matrices: Iterable[Tensor]) -> bool:
+    """Whether these matrices are such that `to_int8` loses nothing of them, as those that it once rounded are."""
+    return all(torch.equal(from_int8(*to_int8(matrix)), matrix.detach().float().cpu()) for matrix in matrices)
 
 
 def for_file(weights: Mapping[str, Tensor], prefix: str, int8: bool = True) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ probabilities sum to 1. The LSTM is asked once a word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from asr.config import from_mapping, to_mapping
 from asr.errors import ConfigError, ModelError
-from asr.model.int8 import for_file, from_int8
+from asr.model.int8 import are_int8, for_file, from_int8, to_int8
 from asr.model.language_model import (
     WEIGHTS,
     LanguageModelState,
@@ -37,7 +37,7 @@ from asr.model.language_model import (
     read_settings,
     write_folder,
 )
-from asr.model.lstm import PackedCell
+from asr.model.lstm import PackedCell, PackedLinear
 from asr.model.lstm import lstm as run_lstm
 from asr.model.word_lm import WordLanguageModel, WordState, compact, load_word_lm, packed, read_tensors
 from asr.tokenizer import CHARACTERS, CharTokenizer
@@ -119,6 +119,7 @@ class WordLstm(nn.Module):
                 nn.Linear(config.rare_projection, config.rare, bias=False),
             )
         self._packed: list[PackedCell] = []  # of the LSTMs; see `pack`
+        self._packed_output: list[list[PackedLinear]] = []  # .. and of the head and each group of the output
         nn.init.normal_(self.embedding.weight, std=0.1)
         for layer in (self.lstm, *self.further):
             bias = dict(layer.named_parameters())["bias_ih_l0"].data
@@ -149,15 +150,21 @@ class WordLstm(nn.Module):
         return self.dropout(y), LanguageModelState(s, c)
 
     def pack(self) -> WordLstm:
-        """Make single steps on the CPU quicker, with weights rounded to fp16; training mode undoes it."""
+        """Make single steps on the CPU quicker, with `PackedLinear`'s products; training mode undoes it."""
         self.eval()
         if PackedCell.available():
-            self._packed = [PackedCell(layer) for layer in (self.lstm, *self.further)]
+            int8 = are_int8(p for p in self.parameters() if p.dim() == 2)
+            self._packed = [PackedCell(layer, int8=int8) for layer in (self.lstm, *self.further)]
+            if int8:
+                self._packed_output = [
+                    [PackedLinear(layer.weight.detach(), to_int8(layer.weight)[1].float()) for layer in layers]
+                    for layers in ([self.output.head], *self.output.tail)
+                ]
         return self
 
     def train(self, mode: bool = True) -> WordLstm:
         if mode:
-            self._packed = []  # the weights are about to change
+            self._packed, self._packed_output = [], []  # the weights are about to change
         return super().train(mode)
 
     def step(self, classes: Tensor, state: LanguageModelState) -> tuple[Tensor, LanguageModelState]:
@@ -200,14 +207,37 @@ class WordLstm(nn.Module):
                 within = within.index_add(0, rows, log_p.gather(1, targets[rows, None] - first)[:, 0])
             return -(head.gather(1, place[:, None])[:, 0] + within)
 
-    def probabilities(self, s: Tensor) -> Tensor:
-        """Of each class, the next one, after s (R, d): (R, classes)."""
-        head = self.output.head(s).softmax(1)
+    @torch.no_grad()
+    def probabilities(self, s: Tensor, words: bool = False, unit: float = 1.0) -> Tensor:
+        """Of each class, the next one, after s (R, d): (R, classes), times `unit`.
+
+        With `words` the next class is known not to be PAD or BEGIN, whose place is for what does not count.
+        """
+        head, *groups = self._logits(s)
+        head = head.softmax(1)
+        if words:
+            head *= unit / (1 - head[:, [PAD, BEGIN]].sum(1, keepdim=True))
+        elif unit != 1:
+            head *= unit
         frequent = self.output.shortlist_size
-        groups = [head[:, :frequent]]
-        for i, group in enumerate(self.output.tail, frequent):
-            groups.append(group(s).softmax(1).mul_(head[:, i, None]))
-        return torch.cat(groups, 1)
+        p = head.new_empty(len(s), self.config.classes)
+        p[:, :frequent] = head[:, :frequent]
+        bounds = pairwise(self.output.cutoffs)
+        for i, (group, (first, end)) in enumerate(zip(groups, bounds, strict=True), frequent):
+            torch.mul(group.softmax(1), head[:, i, None], out=p[:, first:end])
+        return p
+
+    def _logits(self, s: Tensor) -> Iterator[Tensor]:
+        """Of the head, then of each group, after s (R, d): (R, .) each."""
+        if not self._packed_output or s.is_cuda:
+            yield self.output.head(s)
+            yield from (group(s) for group in self.output.tail)
+            return
+        for i, layers in enumerate(self._packed_output):
+            x = s
+            for layer in layers:
+                x = layer(x)
+            yield x if i else x.add_(self.output.head.bias)
 
     def start(self, rows: int) -> LanguageModelState:
         zeros = self.embedding.weight.new_zeros(self.config.layers, rows, self.config.d)
@@ -243,17 +273,16 @@ class _Pool:
     def __init__(self, rows: Tensor, used: int) -> None:
         self.rows, self.used = rows, used
 
-    def add(self, new: Tensor, place: Tensor) -> tuple[_Pool, Tensor, Tensor]:
-        """These rows (r, S + 2) too: a pool, where in it the rows `place` (R,) are now, and where the new ones are."""
-        if self.used + len(new) <= len(self.rows):
+    def grow(self, count: int, place: Tensor) -> tuple[_Pool, Tensor, Tensor]:
+        """So many rows more, to be filled: a pool, where in it the rows `place` (R,) are now, and where the new are."""
+        if self.used + count <= len(self.rows):
             pool = self
         else:  # leave out what nothing refers to
             live, place = place.unique(return_inverse=True)
-            size = 2 * (len(live) + len(new)) + len(place)
-            pool = _Pool(self.rows.new_empty(size, new.shape[1]), len(live))
+            size = 2 * (len(live) + count) + len(place)
+            pool = _Pool(self.rows.new_empty(size, self.rows.shape[1]), len(live))
             pool.rows[: len(live)] = self.rows[live]
-        first, pool.used = pool.used, pool.used + len(new)
-        pool.rows[first : pool.used] = new
+        first, pool.used = pool.used, pool.used + count
         return pool, place, torch.arange(first, pool.used, device=place.device)
 
 
@@ -358,19 +387,21 @@ class MixedLanguageModel(WordLanguageModel):
         if len(rows):
             classes = self.class_of[self._word(state.node[rows])]
             y, memory_after = self.lstm.step(classes, memory.select(rows))
-            pool, place, added = pool.add(self._cumulated(self.lstm.probabilities(y)), place)
+            pool, place, added = pool.grow(len(rows), place)
+            self._cumulate(y, pool.rows[pool.used - len(rows) : pool.used])
             place = place.index_copy(0, rows, added)
             memory = LanguageModelState(
                 memory.s.index_copy(1, rows, memory_after.s), memory.c.index_copy(1, rows, memory_after.c)
             )
         return MixedState(**vars(after), memory=memory, place=place, pool=pool)
 
-    def _cumulated(self, p: Tensor) -> Tensor:
-        """Probabilities (r, classes) -> (r, S + 2): of the shortlist's words before each, of all, and of UNKNOWN."""
-        scale = UNIT / (1 - p[:, [PAD, BEGIN]].sum(1, keepdim=True))
-        known = p.index_select(1, self.alphabetical).mul_(scale).round_().to(torch.int32)
-        unknown = (p[:, UNKNOWN, None] * scale).round().to(torch.int32)
-        return torch.cat([unknown.new_zeros(len(p), 1), known.cumsum(1, dtype=torch.int32), unknown], 1)
+    def _cumulate(self, y: Tensor, into: Tensor) -> None:
+        """After y (r, d), into (r, S + 2): units of the shortlist's words before each, of all, and of UNKNOWN."""
+        p = self.lstm.probabilities(y, words=True, unit=UNIT)
+        into[:, 0] = 0
+        into[:, -1] = p[:, UNKNOWN].round()
+        known = p.index_select(1, self.alphabetical).round_().to(torch.int32)
+        torch.cumsum(known, 1, dtype=torch.int32, out=into[:, 1:-1])
 
     def _masses(self, bounds: Tensor, state: WordState) -> Tensor:
         assert isinstance(state, MixedState)

@@ -3,7 +3,10 @@ import torch
 from torch import nn
 
 from asr.model import lstm as module
-from asr.model.lstm import PackedCell, lstm, lstm_by_steps
+from asr.model.int8 import are_int8, from_int8, to_int8
+from asr.model.lstm import PackedCell, PackedLinear, lstm, lstm_by_steps
+
+needs_fbgemm = pytest.mark.skipif(not PackedCell.available(), reason="needs FBGEMM (x86-64)")
 
 
 def both(dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -78,3 +81,58 @@ def test_packed_cell_equals_lstm_cell_with_fp16_weights():
         torch.testing.assert_close(ours, found, atol=1e-6, rtol=1e-6)
     alone = cell(x[1:2], h[1:2], c[1:2])
     torch.testing.assert_close(alone[0], found[0][1:2], atol=1e-6, rtol=1e-6)
+
+
+def test_matrices_that_were_rounded_once_are_known():
+    matrix = torch.randn(6, 9)
+    rounded = from_int8(*to_int8(matrix))
+    assert are_int8([rounded, 2 * rounded])
+    assert not are_int8([rounded, matrix])
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("bounded", [False, True])
+def test_products_of_8_bits(bounded):
+    """As exact as 8 bits of x are, each row for itself, whatever its size; where the processor cannot, fp16."""
+    torch.manual_seed(0)
+    levels, scale = to_int8(torch.randn(40, 64))
+    weight = from_int8(levels, scale)
+    x = torch.rand(5, 64) * 2 - 1
+    if not bounded:
+        x = x * torch.tensor([1e-4, 1.0, 30.0, 0.0, 7.0])[:, None]
+    linear = PackedLinear(weight, scale.float(), bounded)
+    found, expected = linear(x), x @ weight.t()
+    largest = 1.0 if bounded else x.abs().amax(1, keepdim=True)
+    # Errors of up to half a step of 1 / 127 in each of the 64 inputs
+    assert ((found - expected).abs() <= largest * weight.abs().sum(1) / 127 / 2 + 1e-3 * expected.abs()).all()
+    assert ((found - expected).norm(dim=1) <= 0.02 * expected.norm(dim=1)).all()
+    if linear.int8:
+        assert not torch.allclose(found, expected, rtol=1e-4, atol=0)
+    for i, row in enumerate(found):
+        assert torch.equal(linear(x[i : i + 1])[0], row)
+
+
+@needs_fbgemm
+def test_a_processor_whose_8_bits_overflow_gets_fp16(monkeypatch):
+    monkeypatch.setattr(PackedLinear, "exact", None)
+    monkeypatch.setattr(module, "_eight_bits_are_exact", lambda: False)
+    levels, scale = to_int8(torch.randn(8, 16))
+    weight, x = from_int8(levels, scale), torch.randn(3, 16)
+    linear = PackedLinear(weight, scale.float())
+    assert not linear.int8
+    torch.testing.assert_close(linear(x), x @ weight.half().float().t())
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("skip", [0, 5])
+def test_packed_cell_of_8_bits_equals_lstm_cell_nearly(skip):
+    torch.manual_seed(0)
+    layer = nn.LSTM(12, 16)
+    for p in layer.parameters():
+        p.data = from_int8(*to_int8(p.data)) if p.dim() == 2 else p.data.half().float()
+    x, h, c = torch.randn(3, 12), torch.rand(3, 16) * 2 - 1, torch.randn(3, 16)
+    x[:, :skip] = 0
+    expected = torch.lstm_cell(x, (h, c), *layer.all_weights[0])
+    for cell in (PackedCell(layer, int8=True, skip=skip), PackedCell(layer, skip=skip)):
+        for ours, theirs in zip(cell(x[:, skip:], h, c), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0.01)
