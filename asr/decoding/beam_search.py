@@ -346,14 +346,7 @@ class _Search:
             nothing = total.new_full((beams.rows.numel(), vocabulary), -math.inf)
             total = nothing.index_copy_(0, beams.slots, total)
         total = total.view(len(beams.rows), -1)
-        # At most K of them end, so K that go on are among the best 2 K. What ends counts if it is among the best K.
-        # Of those that go on, merging may leave less than K, in the worst case; the beam is narrower then for a step.
-        count = (4 if self.config.merge_words else 2) * beam
-        least, sure = total.amax(1, keepdim=True) - self.config.prune, 4 * self.config.nbest
-        if self.config.prune < math.inf:
-            count = min(count, max(int((total >= least).sum(1).max()), sure))
-        score, choice = total.topk(min(count, total.shape[1]))
-        score[:, sure:].masked_fill_(score[:, sure:] < least, -math.inf)  # whatever the other utterances have
+        score, choice = self._best(total)
         parent, token = choice // vocabulary, choice % vocabulary
         if self.config.merge_words:
             score, order = self._merge(score, parent, token).topk(min(2 * beam, score.shape[1]))
@@ -377,7 +370,8 @@ class _Search:
             if not len(open_):
                 return
             row, token, places = row[open_], token[open_], places[open_]
-        self.beams = Beams.of(places)
+        if not (self.beams.full and places.shape == self.beams.rows.shape and places.all()):
+            self.beams = Beams.of(places)  # else they are what they were
         width = self.beams.rows.shape[1]
         self.score, self.words = self.score[:, :width], self.words[:, :width]
         rows, self.tokens = self.beams.gather(row[:, :width]), self.beams.gather(token[:, :width])
@@ -385,6 +379,22 @@ class _Search:
             scorer.select(state, rows, self.tokens, self.beams)
             for scorer, state in zip(self.scorers, self.states, strict=True)
         ]
+
+    def _best(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B', K V) of all continuations -> the best ones (B', C) and which they are, as many as may be needed.
+
+        At most K of them end, so K that go on are among the best 2 K. What ends counts if it is among the best K. Of
+        those that go on, merging may leave less than K, in the worst case; the beam is narrower then for a step.
+        """
+        c = self.config
+        count = min((4 if c.merge_words else 2) * c.beam, total.shape[1])
+        if c.prune == math.inf:
+            return total.topk(count)
+        least, sure = total.amax(1, keepdim=True) - c.prune, 4 * c.nbest
+        score, choice = total.topk(min(count, max(int((total >= least).sum(1).max()), sure)))
+        behind = score < least
+        behind[:, :sure] = False
+        return score.masked_fill_(behind, -math.inf), choice  # however many the other utterances have
 
     def _in_the_race(self, row: Tensor, position: int) -> Tensor:
         """Which of the new hypotheses (B', K), continuations of these rows, go on."""
@@ -398,9 +408,11 @@ class _Search:
                 hope = hope + math.inf
         hope = hope.masked_fill(self.score == -math.inf, -math.inf)
         places = hope > self.ended[:, -1:]
-        near = self.score >= self.score[:, :1] - self.config.prune
-        near[:, : self.config.nbest] = True
-        return places & near
+        if self.config.prune < math.inf:
+            near = self.score >= self.score[:, :1] - self.config.prune
+            near[:, : self.config.nbest] = True
+            places &= near
+        return places
 
     def _words(self, parent: Tensor, token: Tensor) -> Tensor:
         """`self.words` of the continuations (B', C) of `parent` by `token`: (B', C, 1 + merge_words)."""

@@ -94,7 +94,7 @@ class Beams:
         """Whether every utterance has K rows."""
         return len(self.slots) == self.rows.numel()
 
-    @property
+    @cached_property
     def owners(self) -> Tensor:
         """(R,) which utterance each row belongs to."""
         return self.slots // self.rows.shape[1]
