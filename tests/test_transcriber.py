@@ -11,12 +11,12 @@ from toy_speech import speak
 
 import asr
 from asr.decoding.adaptation import adapt
-from asr.decoding.beam_search import PRESETS
+from asr.decoding.beam_search import PRESETS, DecodingConfig
 from asr.errors import AudioError, ConfigError, ModelError
 from asr.frontend import warp_bands
 from asr.model.word_lm import estimate, save_word_lm
 from asr.segmenter import SegmenterConfig
-from asr.transcriber import BATCHES_AHEAD, BLOCK_SECONDS, find_model, pick_device
+from asr.transcriber import BATCHES_AHEAD, BLOCK_SECONDS, Transcriber, find_model, pick_device
 from asr.writers import Segment, Transcript
 
 
@@ -310,3 +310,18 @@ def test_settings_of_the_language_model_that_make_no_sense(with_lm):
         with pytest.raises(ModelError, match=r"language_model.yaml: .*tune.py save=true"):
             asr.load_model(with_lm, "cpu")
     assert asr.load_model(with_lm, "cpu", lm_weight=0).decoding.lm_weight == 0
+
+
+@pytest.mark.parametrize(
+    ("decoding", "segments"),
+    [
+        (DecodingConfig(beam=1), 32),
+        (DecodingConfig(beam=8), 32),
+        (DecodingConfig(beam=64), 4),
+        (DecodingConfig(beam=128, prune=7.0), 16),  # most of these hypotheses are not there
+        (DecodingConfig(beam=4, prune=7.0), 32),
+    ],
+)
+def test_the_wider_the_beam_the_fewer_segments_at_a_time(recogniser, decoding, segments):
+    assert Transcriber(recogniser.bundle, decoding).batch_size == segments
+    assert Transcriber(recogniser.bundle, decoding, batch_size=3).batch_size == 3

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from asr.bundle import load_any_language_model
 from asr.errors import ModelError
+from asr.model.int8 import from_int8, to_int8
 from asr.model.lstm import PackedCell
 from asr.model.word_lm import WordLanguageModel, estimate, load_word_lm, packed, read_tensors, save_word_lm
 from asr.model.word_lstm import (
@@ -256,6 +257,23 @@ def test_rare_words_are_written_but_read_as_unknown():
     torch.testing.assert_close(p, lstm.output.log_prob(s[0]).exp())
     targets = torch.tensor([[10, 4, 13]])
     torch.testing.assert_close(lstm.nats(s[:1], targets), -p.gather(1, targets.T)[:, 0].log())
+
+
+def test_probabilities_of_words_in_units_packed_or_not():
+    lstm = larger(rare=5, rare_projection=3)
+    for parameter in lstm.parameters():
+        if parameter.dim() == 2:
+            parameter.data = from_int8(*to_int8(parameter.data))
+    s = torch.randn(3, lstm.config.d) / 4
+    p = lstm.probabilities(s)
+    words = lstm.probabilities(s, words=True, unit=1000.0)
+    torch.testing.assert_close(words[:, UNKNOWN:].sum(1), torch.full((3,), 1000.0))
+    torch.testing.assert_close(words[:, UNKNOWN:] / words[:, UNKNOWN, None], p[:, UNKNOWN:] / p[:, UNKNOWN, None])
+    torch.testing.assert_close(lstm.probabilities(s, unit=10.0), 10 * p)
+    if PackedCell.available():
+        assert lstm.pack()._packed_output
+        torch.testing.assert_close(lstm.probabilities(s), p, atol=0.02, rtol=0.1)
+        assert not lstm.train()._packed_output
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
