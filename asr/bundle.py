@@ -154,7 +154,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         detail = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: weights do not fit config.yaml ({detail})") from error
     model.eval().requires_grad_(False)  # adapting goes back through the model, but not to its weights
-    model.speller.pack()  # rounds nothing: the folder holds fp16, or 8 bits
+    model.speller.pack()
     bundle = Bundle(model, normalizer.eval(), LogMel(frontend).eval(), tokenizer, config["training"], folder)
     if (folder / WEIGHTS).is_file() or (folder / SETTINGS).is_file():
         bundle.language_model_path = folder

@@ -9,7 +9,7 @@ methods.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from asr.model.encoder import length_mask
-from asr.model.lstm import PackedCell
 from asr.model.speller import Beams, Memory, Speller, SpellerState
 from asr.tokenizer import CharTokenizer
 
@@ -412,9 +411,6 @@ class _Deaf:
         return memory if len(rows) == len(memory.h) else memory.select(rows), before.select(rows)
 
 
-_Cell = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
 class _UpperHops:
     """The speller above its first hop, where [a_t ; s_t] is [0 ; s_t]: half of the weights have nothing to do.
 
@@ -424,15 +420,13 @@ class _UpperHops:
     def __init__(self, speller: Speller) -> None:
         self.d = speller.config.d
         self.output = speller.output.weight[:, self.d :].contiguous(), speller.output.bias
-        upper: list[Any] = list(speller.lstms)[1:]
-        if speller._packed and not self.output[0].is_cuda:
-            self.cells: list[_Cell] = [PackedCell(lstm, int8=speller.int8, skip=self.d) for lstm in upper]
-        else:
-            self.cells = [self._cell(lstm) for lstm in upper]
+        self.cells: Sequence[Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = speller.unheard
+        if not self.cells or self.output[0].is_cuda:
+            self.cells = [self._cell(lstm) for lstm in list(speller.lstms)[1:]]
 
-    def _cell(self, lstm: torch.nn.LSTM) -> _Cell:
+    def _cell(self, lstm: torch.nn.Module) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
         """One step of this LSTM from [0 ; s]."""
-        w_ih, *others = lstm.all_weights[0]
+        w_ih, *others = lstm.all_weights[0]  # type: ignore[index]
         weights = [w_ih[:, self.d :].contiguous(), *others]
         return lambda s, h, c: torch.lstm_cell(s, (h, c), *weights)
 

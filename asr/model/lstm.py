@@ -68,9 +68,8 @@ class PackedLinear:
     """x W^T of a few rows x on the CPU, with weights laid out for it once (FBGEMM).
 
     Computes each row for itself: what it gives does not depend on the other rows. Weights are rounded to fp16, which
-    loses nothing of a model folder's; or they stay in 8 bits, with a scale for each row of W, if they come so and the
-    processor has VNNI. Then each row of x is rounded as well, to 8 bits of what is largest in it, and products take
-    less than half of the time.
+    loses nothing of a model folder's that has them so; or they stay in 8 bits, with a scale for each row of W, if they
+    come so and the processor has VNNI. Then each row of x is rounded as well, to 8 bits of what is largest in it.
 
     Args:
         weight: (O, I).

@@ -218,18 +218,20 @@ class Speller(nn.Module):
         self.dropout = ByteDropout(c.dropout)
         self.output = nn.Linear(above, c.vocabulary)
         self._packed: list[PackedCell] = []  # of the LSTMs; see `pack`
-        self.int8 = False  # whether the LSTMs' steps can do with 8 bits a weight
+        self.unheard: list[PackedCell] = []  # of those above the first where a_t = 0: they are given s_t alone
 
     def pack(self) -> Speller:
         """Make single steps on the CPU quicker, with `PackedLinear`'s products; training mode undoes it."""
         self.eval()
         if PackedCell.available():
             matrices = [p for name, p in self.named_parameters() if "weight_" in name]
-            self.int8 = int8 = self.config.context == "attention" and are_int8(matrices)
+            int8 = self.config.context == "attention" and are_int8(matrices)
             first, *others = self.lstms
             inputs = self.embedding.weight if first.input_size == self.config.embedding else None
             self._packed = [PackedCell(first, inputs, int8)]  # type: ignore[arg-type]
             self._packed += [PackedCell(lstm, int8=int8) for lstm in others]  # type: ignore[arg-type]
+            if self.config.context == "attention":
+                self.unheard = [PackedCell(lstm, int8=int8, skip=self.config.d) for lstm in others]  # type: ignore[arg-type]
             if self.reader is not None:
                 self._packed.append(PackedCell(self.reader.lstm, self.reader.embedding.weight, int8))
         return self
@@ -251,7 +253,7 @@ class Speller(nn.Module):
 
     def train(self, mode: bool = True) -> Speller:
         if mode:
-            self._packed = []  # the weights are about to change
+            self._packed, self.unheard = [], []  # the weights are about to change
         return super().train(mode)
 
     @property
@@ -353,7 +355,7 @@ class Speller(nn.Module):
         """States (R, d) -> contexts (R, 1, .) and, if it `weighs`, weights (R, 1, N).
 
         The hypotheses of an utterance are queries of its one memory, which is not copied. Where some have many more
-        rows than others, one after another is several times quicker on a CPU than all in one padded product.
+        rows than others, one after another is quicker on a CPU than all in one padded product.
         """
         attention = self.attentions[hop]
 
@@ -372,14 +374,10 @@ class Speller(nn.Module):
             attend(queries[None], slice(i, i + 1), frames)
             for i, (queries, frames) in enumerate(zip(beams.split(s), memory.lengths, strict=True))
         ]
-        a = torch.cat([part[0][0] for part in parts])[:, None]
-        if not weighs:
-            return a, None
-        weights = s.new_zeros(len(s), 1, memory.h.shape[1])
-        for into, (_, alpha) in zip(beams.split(weights), parts, strict=True):
-            if alpha is not None:
-                into[:, 0, : alpha.shape[2]] = alpha[0]
-        return a, weights
+        size = memory.h.shape[1]
+        weights = [nn.functional.pad(alpha, (0, size - alpha.shape[2])) for _, alpha in parts if alpha is not None]
+        contexts = torch.cat([a for a, _ in parts], 1)[0, :, None]
+        return contexts, torch.cat(weights, 1)[0, :, None] if weights else None
 
     def _run(
         self, characters: Tensor, memory: Memory, state: SpellerState, beams: Beams | None = None

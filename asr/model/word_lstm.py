@@ -208,17 +208,15 @@ class WordLstm(nn.Module):
             return -(head.gather(1, place[:, None])[:, 0] + within)
 
     @torch.no_grad()
-    def probabilities(self, s: Tensor, words: bool = False, unit: float = 1.0) -> Tensor:
-        """Of each class, the next one, after s (R, d): (R, classes), times `unit`.
+    def probabilities(self, s: Tensor, units: int | None = None) -> Tensor:
+        """Of each class, the next one, after s (R, d): (R, classes).
 
-        With `words` the next class is known not to be PAD or BEGIN, whose place is for what does not count.
+        With `units` they add up to so many, without PAD and BEGIN: what stands there does not count.
         """
         head, *groups = self._logits(s)
         head = head.softmax(1)
-        if words:
-            head *= unit / (1 - head[:, [PAD, BEGIN]].sum(1, keepdim=True))
-        elif unit != 1:
-            head *= unit
+        if units is not None:
+            head *= units / (1 - head[:, [PAD, BEGIN]].sum(1, keepdim=True))
         frequent = self.output.shortlist_size
         p = head.new_empty(len(s), self.config.classes)
         p[:, :frequent] = head[:, :frequent]
@@ -273,7 +271,7 @@ class _Pool:
     def __init__(self, rows: Tensor, used: int) -> None:
         self.rows, self.used = rows, used
 
-    def grow(self, count: int, place: Tensor) -> tuple[_Pool, Tensor, Tensor]:
+    def grow(self, count: int, place: Tensor) -> tuple[_Pool, Tensor, slice]:
         """So many rows more, to be filled: a pool, where in it the rows `place` (R,) are now, and where the new are."""
         if self.used + count <= len(self.rows):
             pool = self
@@ -283,7 +281,7 @@ class _Pool:
             pool = _Pool(self.rows.new_empty(size, self.rows.shape[1]), len(live))
             pool.rows[: len(live)] = self.rows[live]
         first, pool.used = pool.used, pool.used + count
-        return pool, place, torch.arange(first, pool.used, device=place.device)
+        return pool, place, slice(first, pool.used)
 
 
 @dataclass(frozen=True)
@@ -387,9 +385,9 @@ class MixedLanguageModel(WordLanguageModel):
         if len(rows):
             classes = self.class_of[self._word(state.node[rows])]
             y, memory_after = self.lstm.step(classes, memory.select(rows))
-            pool, place, added = pool.grow(len(rows), place)
-            self._cumulate(y, pool.rows[pool.used - len(rows) : pool.used])
-            place = place.index_copy(0, rows, added)
+            pool, place, new = pool.grow(len(rows), place)
+            self._cumulate(y, pool.rows[new])
+            place = place.index_copy(0, rows, torch.arange(new.start, new.stop, device=rows.device))
             memory = LanguageModelState(
                 memory.s.index_copy(1, rows, memory_after.s), memory.c.index_copy(1, rows, memory_after.c)
             )
@@ -397,7 +395,7 @@ class MixedLanguageModel(WordLanguageModel):
 
     def _cumulate(self, y: Tensor, into: Tensor) -> None:
         """After y (r, d), into (r, S + 2): units of the shortlist's words before each, of all, and of UNKNOWN."""
-        p = self.lstm.probabilities(y, words=True, unit=UNIT)
+        p = self.lstm.probabilities(y, UNIT)
         into[:, 0] = 0
         into[:, -1] = p[:, UNKNOWN].round()
         known = p.index_select(1, self.alphabetical).round_().to(torch.int32)

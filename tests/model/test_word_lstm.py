@@ -266,10 +266,9 @@ def test_probabilities_of_words_in_units_packed_or_not():
             parameter.data = from_int8(*to_int8(parameter.data))
     s = torch.randn(3, lstm.config.d) / 4
     p = lstm.probabilities(s)
-    words = lstm.probabilities(s, words=True, unit=1000.0)
+    words = lstm.probabilities(s, 1000)
     torch.testing.assert_close(words[:, UNKNOWN:].sum(1), torch.full((3,), 1000.0))
     torch.testing.assert_close(words[:, UNKNOWN:] / words[:, UNKNOWN, None], p[:, UNKNOWN:] / p[:, UNKNOWN, None])
-    torch.testing.assert_close(lstm.probabilities(s, unit=10.0), 10 * p)
     if PackedCell.available():
         assert lstm.pack()._packed_output
         torch.testing.assert_close(lstm.probabilities(s), p, atol=0.02, rtol=0.1)
