@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from asr import cli
 from asr.errors import AsrError
 from asr.model.word_lm import estimate, save_word_lm
+from asr.transcriber import Transcriber
 
 
 @pytest.fixture
@@ -230,6 +231,22 @@ def test_options_that_cannot_work(run, files, options, message):
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_voice_for_each_file_or_for_all(run, files, monkeypatch):
+    heard = []
+    adapt = Transcriber.adapt
+
+    def adapting(self, groups, on_progress):
+        heard.append(sum(map(len, groups)))
+        return adapt(self, groups, on_progress)
+
+    monkeypatch.setattr(Transcriber, "adapt", adapting)
+    for options, counts in (((), []), (("--adapt", "file"), [1, 1]), (("--adapt", "all"), [2])):
+        code, out, err = run("transcribe", *options, *files)
+        assert (code, err, out.count("\n")) == (0, "", 2)
+        assert heard == counts
+        heard.clear()
 
 
 def test_vad_can_be_turned_off(run, files, monkeypatch):

@@ -10,7 +10,6 @@ import yaml
 from toy_speech import speak
 
 import asr
-from asr.decoding.adaptation import adapt
 from asr.decoding.beam_search import PRESETS, DecodingConfig
 from asr.errors import AudioError, ConfigError, ModelError
 from asr.frontend import warp_bands
@@ -99,7 +98,9 @@ def _lecture(path, minutes):
 
 def test_long_audio_is_never_whole_in_memory(recogniser, tmp_path, monkeypatch):
     recogniser.batch_size = 2
-    monkeypatch.setattr(recogniser, "_recognise_pieces", lambda pieces: [Segment(p.start, p.end, "A") for p in pieces])
+    monkeypatch.setattr(
+        recogniser, "_recognise_pieces", lambda pieces, _: [Segment(p.start, p.end, "A") for p in pieces]
+    )
     peaks = {}
     for minutes in (2, 8):
         path = _lecture(tmp_path / f"{minutes}.wav", minutes)
@@ -172,20 +173,49 @@ def test_the_encoder_hears_other_voices_too(toy_bundle):
     torch.testing.assert_close(alone, asr.load_model(toy_bundle, "cpu", phases=1).encode([frames])[0])
 
 
-@torch.inference_mode()
-def test_the_encoder_adapts_to_what_it_hears(toy_bundle):
-    frames = [torch.randn(n, 40, generator=torch.Generator().manual_seed(n)) for n in (40, 60)]
-    recogniser = asr.load_model(toy_bundle, "cpu", phases=2, warp=0, adapt=3)
-    h, lengths = recogniser.encode(frames)
-    model, padded = recogniser.bundle.model, torch.zeros(2, 60, 40)
-    padded[0, :40], padded[1] = frames
-    adaptation = adapt(model, padded, torch.tensor([40, 60]), 3)
-    torch.testing.assert_close(h, model.listen(padded, torch.tensor([40, 60]), 2, adaptation=adaptation)[0])
-    plain = asr.load_model(toy_bundle, "cpu", phases=2, warp=0).encode(frames)[0]
-    assert not torch.allclose(h, plain, atol=1e-4)
-    assert recogniser.search(h, lengths)
-    with pytest.raises(ConfigError, match="adapt"):
-        asr.load_model(toy_bundle, "cpu", adapt=-1)
+@pytest.mark.parametrize("voice", ["file", "all"])
+def test_a_second_search_is_used_to_the_voice(toy_bundle, voice, tmp_path):
+    """Each source is decoded with what its own voice, or that of all, has taught; and the time and work are counted."""
+    sources = [
+        speak("ABLE BIRD CAVE"),
+        tmp_path / "missing.wav",
+        np.zeros(16000, np.float32),
+        speak("DUNE ECHO FISH", 1),
+    ]
+    recogniser = asr.load_model(
+        toy_bundle, "cpu", adapt=voice, batch_size=1, segmentation=SegmenterConfig(max_duration=1)
+    )
+    taught, used, told = [], [], []
+    learn = recogniser.adapt
+
+    def adapting(groups, on_progress):
+        before = len(used)
+        adaptation = learn(groups, on_progress)
+        taught.append((sum(map(len, groups)), adaptation))
+        del used[before:]  # the first search
+        return adaptation
+
+    recogniser.adapt = adapting
+    encode = recogniser.encode
+    recogniser.encode = lambda frames, adaptation=None: used.append(adaptation) or encode(frames, adaptation)
+    results = [r for _, r in recogniser.transcribe_all(sources, list("abcd"), lambda *a: told.append(a))]
+    assert [r.audio for r in (results[0], results[2], results[3])] == ["a", "c", "d"]
+    assert isinstance(results[1], AudioError)
+    assert results[2].text == ""
+    assert [count for count, _ in taught] == ([2, 2] if voice == "file" else [4])
+    expected = [adaptation for count, adaptation in taught for _ in range(count)]
+    assert all(a is b for a, b in zip(used, expected, strict=True))
+    assert all(any(values.any() for pair in adaptation for values in pair) for _, adaptation in taught)
+    assert sum(seconds for _, seconds in told) == pytest.approx(
+        sum(r.duration for r in results if isinstance(r, Transcript))
+    )
+    assert len(told) >= 8
+    assert all(seconds > -1e-6 for _, seconds in told)
+
+
+def test_a_voice_that_is_neither_a_files_nor_alls(toy_bundle):
+    with pytest.raises(ConfigError, match="adapt 'each': use file or all"):
+        asr.load_model(toy_bundle, "cpu", adapt="each")
 
 
 def test_the_n_best_readings_of_a_segment(toy_bundle):

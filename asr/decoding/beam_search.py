@@ -77,7 +77,6 @@ class DecodingConfig:
     repeat_span: int = 40  # longest such unit that is noticed, in characters
     phases: int = 1  # times the encoder hears the utterance, each time one frame on; the search sees the mean of h
     warp: float = 0.0  # 0.05: frequencies times 0.95 at the first of several phases .. 1.05 at the last, other voices
-    adapt: int = 0  # steps in which the encoder adapts to the utterance, from it alone, before it is searched
     merge_words: int = 0  # hypotheses alike in this many last words are one, the better goes on; 0: never
 
     def __post_init__(self) -> None:
@@ -104,7 +103,6 @@ class DecodingConfig:
             "min_length_ratio",
             "max_length_ratio",
             "max_repeats",
-            "adapt",
             "merge_words",
         ):
             if getattr(self, name) < 0:

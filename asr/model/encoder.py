@@ -12,7 +12,7 @@ from asr.model.dropout import ByteDropout
 
 __all__ = ["Adaptation", "BiLSTM", "EncoderConfig", "PyramidalEncoder", "join_pairs", "length_mask"]
 
-# What an utterance's frames, and then each layer's output, are scaled (1 + first) and shifted by: (B, 1, size) each.
+# What a voice's frames, and then each layer's output, are scaled (1 + first) and shifted by: (1, 1, size) each.
 Adaptation = Sequence[tuple[Tensor, Tensor]]
 
 

@@ -58,8 +58,8 @@ class ListenAttendSpell(nn.Module):
         Which frames the pyramid joins depends on where a recording happens to begin. With `phases` above 1 the
         utterance is heard so often, each time moved on by one frame, and h is the mean: a small ensemble of one model,
         whose members' errors differ. More phases than the encoder's reduction bring nothing new, unless `warps`,
-        matrices (phases, n_mels, n_mels), make each hear another voice. What `adapt` learned of the utterances serves
-        in all phases.
+        matrices (phases, n_mels, n_mels), make each hear another voice. What `adapt` learned of the voice serves in all
+        phases.
         """
         if phases == 1:
             return self.encoder(frames, lengths, adaptation)
@@ -81,12 +81,8 @@ class ListenAttendSpell(nn.Module):
         size, h = int(lengths.max()), frames.new_zeros(())
         together = phases if frames.is_cuda else max(1, ROWS // batch)
         for some, theirs in zip(heard.split(together), every.split(together), strict=True):
-            times = len(some)
-            repeated = adaptation and [
-                (scale.repeat(times, 1, 1), shift.repeat(times, 1, 1)) for scale, shift in adaptation
-            ]
-            states, _ = self.encoder(some.flatten(0, 1), theirs.flatten(), repeated)
-            h = h + states.unflatten(0, (times, batch))[:, :, :size].sum(0)
+            states, _ = self.encoder(some.flatten(0, 1), theirs.flatten(), adaptation)
+            h = h + states.unflatten(0, (len(some), batch))[:, :, :size].sum(0)
         return h / phases, lengths
 
     @property

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from lhotse.cut import MonoCut
 from numpy.typing import NDArray
+from rich.progress import Progress, TaskID
 
 from asr.bundle import Bundle, load_bundle
 from asr.config import from_mapping
@@ -61,15 +63,26 @@ def batches(
         start = end
 
 
+def _voices(cuts: Sequence[MonoCut]) -> list[list[MonoCut]]:
+    """The cuts of each speaker, in their order."""
+    voices: dict[str | None, list[MonoCut]] = {}
+    for cut in cuts:
+        voices.setdefault(cut.supervisions[0].speaker, []).append(cut)
+    return list(voices.values())
+
+
+def _advance(progress: Progress, task: TaskID, seconds: float, share: float) -> None:
+    progress.advance(task, share * seconds)
+
+
 @torch.inference_mode()
 def decode(settings: Mapping[str, Any]) -> Score:
     """Decode as `settings` say (`model_dir`, `corpus`, `decoding`, `device`, `threads`, `batch_seconds`, `output`).
 
-    `language_model`, if there, is the folder of another language model than the model's own.
+    `language_model`, if there, is the folder of another language model than the model's own. With `adapt` each speaker
+    is searched twice, and in between the encoder gets used to the voice (`Transcriber.adapt`).
     Writes `ref.trn`, `hyp.trn`, `wer.txt`, `wer.json` and `nbest.jsonl` into the output folder.
     """
-    from rich.progress import Progress
-
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     decoding = from_mapping(DecodingConfig, settings["decoding"], "decoding")
@@ -85,11 +98,18 @@ def decode(settings: Mapping[str, Any]) -> Score:
     nbest: dict[str, list[dict[str, Any]]] = {}
     processor, wall = time.process_time(), time.perf_counter()
     with Progress(transient=True) as progress:
-        task = progress.add_task("decoding", total=sum(c.duration for c in cuts))
-        for group, frames in batches(cuts, bundle, settings["batch_seconds"]):
-            for cut, hypotheses in zip(group, recogniser.recognise(frames), strict=True):
-                nbest[cut.id] = [{"text": h.text, "score": round(h.score, 4)} for h in hypotheses]
-                progress.advance(task, cut.duration)
+        task = progress.add_task("decoding", total=sum(c.duration for c in cuts) * (3 if settings.get("adapt") else 1))
+        for voice in _voices(cuts) if settings.get("adapt") else [cuts]:
+            groups: Iterable[tuple[Sequence[MonoCut], list[torch.Tensor]]]
+            adaptation, groups = None, batches(voice, bundle, settings["batch_seconds"])
+            if settings.get("adapt"):
+                groups = list(groups)
+                advance = partial(_advance, progress, task, 2 * sum(c.duration for c in voice))
+                adaptation = recogniser.adapt([frames for _, frames in groups], advance)
+            for group, frames in groups:
+                for cut, hypotheses in zip(group, recogniser.recognise(frames, adaptation), strict=True):
+                    nbest[cut.id] = [{"text": h.text, "score": round(h.score, 4)} for h in hypotheses]
+                    progress.advance(task, cut.duration)
     processor, wall = time.process_time() - processor, time.perf_counter() - wall
 
     references = {cut.id: cut_text(cut) for cut in cuts}

@@ -12,7 +12,6 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.config import from_mapping, to_mapping
@@ -25,12 +24,13 @@ from asr.errors import AsrError, ConfigError
 from asr.frontend import FrontendConfig, Normalizer, SpecAugment, SpecAugmentConfig
 from asr.model import ListenAttendSpell, ModelConfig
 from asr.model.encoder import length_mask
+from asr.model.loss import ctc_loss, joint_loss, spelling_loss
 from asr.tokenizer import CharTokenizer
 from asr.training.completion import completion_loss, optimal_completions
 
 log = logging.getLogger(__name__)
 
-__all__ = ["LasModule", "TrainingConfig", "TrainingStoppedError", "consistency_loss", "joint_loss", "sampled_inputs"]
+__all__ = ["LasModule", "TrainingConfig", "TrainingStoppedError", "consistency_loss", "sampled_inputs"]
 
 # The searches behind the logged dev WERs, beside CTC's best path. "joint" is what users get unless they ask for more.
 JOINT = PRESETS["greedy_ctc"]
@@ -89,53 +89,6 @@ class TrainingConfig:
             raise ValueError(f"phones must be 0 or more and below 1, got {self.phones}")
         if self.weight_noise < 0:
             raise ValueError(f"weight_noise must not be negative, got {self.weight_noise}")
-
-
-def joint_loss(
-    logits: Tensor,
-    ctc_logits: Tensor,
-    lengths: Tensor,
-    characters: Tensor,
-    character_lengths: Tensor,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Attention and CTC losses, each in nats a character.
-
-    Args:
-        logits: (B, U + 1, V) after BOS and each character.
-        ctc_logits: (B, N, V).
-        lengths: (B,) encoder states.
-        characters: (B, U + 2) with BOS and EOS, padded with 0.
-        character_lengths: (B,) without BOS and EOS.
-    """
-    attention = spelling_loss(logits, characters, label_smoothing)
-    return attention, ctc_loss(ctc_logits, lengths, characters, character_lengths)
-
-
-def spelling_loss(logits: Tensor, characters: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The speller's part of `joint_loss`: cross-entropy, in nats a character."""
-    return functional.cross_entropy(
-        logits.float().flatten(0, 1),
-        characters[:, 1:].flatten(),
-        ignore_index=CharTokenizer.pad_id,
-        label_smoothing=label_smoothing,
-    )
-
-
-def ctc_loss(
-    ctc_logits: Tensor, lengths: Tensor, characters: Tensor, character_lengths: Tensor, zero_infinity: bool = False
-) -> Tensor:
-    """CTC's part of `joint_loss` (Graves et al. 2006). With `zero_infinity` what cannot be said counts 0."""
-    total = functional.ctc_loss(
-        ctc_logits.float().log_softmax(-1).transpose(0, 1),  # (N, B, V)
-        characters[:, 1:-1],
-        lengths,
-        character_lengths,
-        blank=CharTokenizer.blank_id,
-        reduction="sum",
-        zero_infinity=zero_infinity,
-    )
-    return total / character_lengths.sum()
 
 
 def consistency_loss(ctc_logits: Tensor, lengths: Tensor, character_lengths: Tensor) -> Tensor:

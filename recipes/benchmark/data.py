@@ -49,7 +49,8 @@ def padding_share(plan: Sequence[Sequence[tuple[str, float]]], frames: FeatureCa
 
 def appetite(settings: dict[str, Any], dataset: SpeechDataset, plan: list[Any], steps: int) -> tuple[float, str]:
     """Utterances a second that training takes in, and the precision that it used."""
-    from asr.training.module import LasModule, joint_loss
+    from asr.model.loss import joint_loss
+    from asr.training.module import LasModule
     from asr.training.run import choose_precision
 
     torch.manual_seed(1)

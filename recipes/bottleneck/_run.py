@@ -21,7 +21,8 @@ from asr.decoding.beam_search import PRESETS
 from asr.errors import ConfigError
 from asr.scoring import Score
 from asr.training import evaluate, run
-from asr.training.module import LasModule, joint_loss
+from asr.model.loss import joint_loss
+from asr.training.module import LasModule
 from asr.writers import write_atomically
 
 __all__ = ["Watch", "characters_by_length", "train"]

@@ -45,7 +45,7 @@ from asr.training.evaluate import batches, pick_evenly
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import write_atomically
 
-HEARD = ("phases", "warp", "adapt")  # of a search's settings, what the encoder hears
+HEARD = ("phases", "warp")  # of a search's settings, what the encoder hears
 Point = dict[str, Any]  # the varied settings
 Record = dict[str, Any]  # a line of tune.jsonl
 

@@ -1,13 +1,18 @@
-"""The encoder adapts to an utterance: what it learns from, that rows are alone, and that the model stays as it is."""
+"""The encoder gets used to a voice: what it learns from, and that the model stays as it is."""
 
 import pytest
 import torch
 
 from asr.config import from_mapping
-from asr.decoding.adaptation import ENTROPY, RATE, adapt, confusion
+from asr.decoding import adaptation
+from asr.decoding.adaptation import CTC_SHARE, RATE, adapt
 from asr.model import ListenAttendSpell, ModelConfig
+from asr.model.encoder import Adaptation
+from asr.model.loss import joint_loss
+from asr.tokenizer import CharTokenizer
 
-LENGTHS = (41, 16, 30, 7)
+LENGTHS = (41, 16, 30, 60, 33, 50)
+TEXTS = ("ABCD", "E", "FGH", "THE CAB", "BAD", "A BAG")
 
 
 @pytest.fixture
@@ -20,112 +25,124 @@ def model() -> ListenAttendSpell:
     model = ListenAttendSpell(from_mapping(ModelConfig, settings, "model"))
     with torch.no_grad():
         model.encoder.norms[-1].weight.fill_(0.5)  # as if it had been trained: it begins at 0
-        model.ctc.weight.mul_(3)  # surer of itself
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
+def frames() -> list[torch.Tensor]:
     torch.manual_seed(1)
-    return torch.randn(len(LENGTHS), max(LENGTHS), 12), torch.tensor(LENGTHS)
+    return [torch.randn(length, 12) for length in LENGTHS]
 
 
-def test_confusion_by_hand() -> None:
-    p = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]])  # the second state hears a blank
-    entropy = -(p * p.log()).sum(-1)
-    sure = 1 + torch.exp(-entropy)
-    together = sum(w * torch.outer(q, q) for w, q in zip(sure / sure.sum(), p, strict=True))
-    together = together / together.sum(1, keepdim=True)
-    expected = ENTROPY * (entropy[0] + entropy[2]) / 2 + (1 - ENTROPY) * (1 - together.diagonal().mean())
-    logits = 2.5 * p.log()
-    torch.testing.assert_close(confusion(logits[None], torch.tensor([3])), expected[None])
-    longer = torch.cat([logits, torch.randn(4, 3)])  # padding
-    other = torch.cat([logits[1:2].expand(5, 3), torch.randn(2, 3)])  # nothing but blanks: no entropy counts
-    one, two = confusion(torch.stack([longer, other]), torch.tensor([3, 5]))
-    torch.testing.assert_close(one, expected)
-    blanks = torch.outer(p[1], p[1]) / p[1][:, None]
-    torch.testing.assert_close(two, (1 - ENTROPY) * (1 - blanks.diagonal().mean()))
-    certain = torch.tensor([[[0.0, 99, 0], [0, 0, 99], [99, 0, 0]]])
-    assert confusion(certain, torch.tensor([3])) < 1e-6
+@pytest.fixture
+def written() -> list[list[int]]:
+    return [CharTokenizer().encode(text) for text in TEXTS]
 
 
-def test_nothing_learned_is_nothing_changed(model: ListenAttendSpell, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    assert all(not values.any() for pair in adapt(model, *batch, steps=0) for values in pair)
-    assert torch.equal(model.listen(*batch, adaptation=adapt(model, *batch, steps=0))[0], model.listen(*batch)[0])
+def loss_of(
+    model: ListenAttendSpell, frames: torch.Tensor, tokens: list[int], learned: Adaptation | None
+) -> torch.Tensor:
+    t = CharTokenizer
+    characters = torch.tensor([[t.bos_id, *tokens, t.eos_id]])
+    h, lengths = model.listen(frames[None], torch.tensor([len(frames)]), adaptation=learned)
+    logits, _ = model.speller(characters[:, :-1], model.speller.memory(h, lengths))
+    attention, ctc = joint_loss(logits, model.ctc(h), lengths, characters, torch.tensor([len(tokens)]))
+    return CTC_SHARE * ctc + (1 - CTC_SHARE) * attention
 
 
-def test_steps_make_the_head_surer(model: ListenAttendSpell, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    def unsure(steps: int) -> torch.Tensor:
-        h, lengths = model.listen(*batch, adaptation=adapt(model, *batch, steps))
-        return confusion(model.ctc(h), lengths)
-
-    before, one, several = unsure(0), unsure(1), unsure(20)
-    assert (several[:3] < one[:3]).all()
-    assert (one[:3] < before[:3]).all()
-    assert several[3] <= before[3]  # of one state, perhaps a blank
-
-
-def test_first_step_is_as_long_for_every_utterance(
-    model: ListenAttendSpell, batch: tuple[torch.Tensor, torch.Tensor]
+def test_what_was_written_is_likelier_then_and_what_was_not_is_not(
+    model: ListenAttendSpell,
+    frames: list[torch.Tensor],
+    written: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    adaptation = adapt(model, *batch, steps=1)
-    assert len(adaptation) == 5
-    assert [scale.shape for scale, _ in adaptation] == [(4, 1, 12), *[(4, 1, 16)] * 4]
-    for scale, shift in adaptation:
+    monkeypatch.setattr(adaptation, "PASSES", 20)
+    learned = adapt(model, frames, written)
+    for segment, tokens in zip(frames, written, strict=True):
+        assert loss_of(model, segment, tokens, learned) < loss_of(model, segment, tokens, None)
+    other = adapt(model, frames, [CharTokenizer().encode("XYZ")] * len(frames))
+    total = sum(loss_of(model, f, w, learned) for f, w in zip(frames, written, strict=True))
+    assert total < sum(loss_of(model, f, w, other) for f, w in zip(frames, written, strict=True))
+
+
+def test_one_voice_has_one_scale_and_one_shift_of_every_value(
+    model: ListenAttendSpell,
+    frames: list[torch.Tensor],
+    written: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adaptation, "PASSES", 1)
+    monkeypatch.setattr(adaptation, "ROWS", len(frames))
+    learned = adapt(model, frames, written)
+    assert [scale.shape for scale, _ in learned] == [(1, 1, 12), *[(1, 1, 16)] * 4]
+    for scale, shift in learned:
         for values in (scale, shift):
             assert not values.requires_grad
-            assert values[:3].abs().median() == pytest.approx(RATE, rel=1e-3)  # Adam's
+            assert values.abs().median() == pytest.approx(RATE, rel=1e-3)  # the first step of Adam
 
 
-@pytest.mark.parametrize("rows", [1, 3, 4])
-def test_utterances_adapt_each_by_itself(
-    model: ListenAttendSpell,
-    batch: tuple[torch.Tensor, torch.Tensor],
-    monkeypatch: pytest.MonkeyPatch,
-    rows: int,
+def test_segments_without_text_or_speech_teach_nothing(model: ListenAttendSpell, frames: list[torch.Tensor]) -> None:
+    assert not any(values.any() for pair in adapt(model, frames, [[]] * len(frames)) for values in pair)
+    assert not any(values.any() for pair in adapt(model, [], []) for values in pair)
+    assert not any(values.any() for pair in adapt(model, [frames[0][:5]], [[7]]) for values in pair)
+    one = adapt(model, [frames[0], frames[1], frames[2][:5]], [[7, 8], [], [9]])
+    alone = adapt(model, frames[:1], [[7, 8]])
+    assert all(
+        torch.equal(a, b) for mine, others in zip(one, alone, strict=True) for a, b in zip(mine, others, strict=True)
+    )
+
+
+def test_more_characters_than_states_do_no_harm(model: ListenAttendSpell, frames: list[torch.Tensor]) -> None:
+    learned = adapt(model, frames[1:2], [list(range(5, 25))])  # four states: CTC cannot say it
+    assert all(values.isfinite().all() for pair in learned for values in pair)
+
+
+def test_the_same_again_and_no_random_number_of_others_is_used(
+    model: ListenAttendSpell, frames: list[torch.Tensor], written: list[list[int]]
 ) -> None:
-    monkeypatch.setattr("asr.decoding.adaptation.ROWS", rows)
-    frames, lengths = batch
-    together = adapt(model, frames, lengths, 3)
-    for row, length in enumerate(LENGTHS[:3]):
-        alone = adapt(model, frames[row : row + 1, :length], torch.tensor([length]), 3)
-        for mine, all_rows in zip(alone, together, strict=True):
-            for a, b in zip(mine, all_rows, strict=True):
-                assert (a[0] - b[row]).abs().mean() < 0.02 * RATE  # rounding turns a step about where a slope is none
+    state, shares = torch.get_rng_state(), list[float]()
+    first = adapt(model, frames, written, shares.append)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    again = adapt(model, frames, written)
+    assert all(
+        torch.equal(a, b) for mine, others in zip(first, again, strict=True) for a, b in zip(mine, others, strict=True)
+    )
+    assert sum(shares) == pytest.approx(1)
 
 
 @torch.inference_mode()
-def test_the_model_stays_as_it_is(model: ListenAttendSpell, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_the_model_stays_as_it_is(
+    model: ListenAttendSpell, frames: list[torch.Tensor], written: list[list[int]]
+) -> None:
     before = {name: values.clone() for name, values in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
-    adapt(model, *(x.clone() for x in batch), steps=2)  # inference tensors
+    adapt(model, [f.clone() for f in frames], written)  # inference tensors
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_all_phases_hear_with_what_was_learned(
-    model: ListenAttendSpell, batch: tuple[torch.Tensor, torch.Tensor]
+    model: ListenAttendSpell, frames: list[torch.Tensor], written: list[list[int]]
 ) -> None:
-    frames, lengths = batch
-    adaptation = [(10 * scale, 10 * shift) for scale, shift in adapt(model, *batch, steps=2)]
-    h, _ = model.listen(frames, lengths, 2, adaptation=adaptation)
-    for row, length in enumerate(LENGTHS):
-        mine = [(scale[row : row + 1], shift[row : row + 1]) for scale, shift in adaptation]
-        x = frames[row : row + 1, :length]
-        total = model.encoder(x, torch.tensor([length]), mine)[0]
-        total = (
-            total + model.encoder(torch.cat([x[:, :1], x], 1), torch.tensor([length + 1]), mine)[0][:, : length // 4]
-        )
-        torch.testing.assert_close(h[row : row + 1, : length // 4], total / 2, atol=1e-5, rtol=1e-4)
-        plain = model.listen(x, torch.tensor([length]), 2)[0]
+    learned = [(10 * scale, 10 * shift) for scale, shift in adapt(model, frames, written)]
+    lengths = torch.tensor(LENGTHS)
+    h, _ = model.listen(torch.nn.utils.rnn.pad_sequence(frames, batch_first=True), lengths, 2, adaptation=learned)
+    for row, segment in enumerate(frames):
+        x, states = segment[None], len(segment) // 4
+        total = model.encoder(x, torch.tensor([len(segment)]), learned)[0]
+        later = torch.cat([x[:, :1], x], 1)
+        total = total + model.encoder(later, torch.tensor([len(segment) + 1]), learned)[0][:, :states]
+        torch.testing.assert_close(h[row : row + 1, :states], total / 2, atol=1e-5, rtol=1e-4)
+        plain = model.listen(x, torch.tensor([len(segment)]), 2)[0]
         assert (total / 2 - plain).abs().max() > 1e-3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_a_gpu_learns_the_same(model: ListenAttendSpell, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    here = adapt(model, *batch, steps=2)
-    there = adapt(model.cuda(), *(x.cuda() for x in batch), steps=2)
+def test_a_gpu_learns_the_same(model: ListenAttendSpell, frames: list[torch.Tensor], written: list[list[int]]) -> None:
+    here = adapt(model, frames, written)
+    there = adapt(model.cuda(), [f.cuda() for f in frames], written)
     for mine, others in zip(here, there, strict=True):
         for a, b in zip(mine, others, strict=True):
-            assert (a[:3] - b[:3].cpu()).abs().mean() < 0.05 * RATE
+            assert (a - b.cpu()).abs().mean() < 0.1 * RATE

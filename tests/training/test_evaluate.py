@@ -1,5 +1,7 @@
 """What is decoded, and how it is heard."""
 
+import json
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -10,7 +12,9 @@ import torch
 from asr.bundle import load_bundle
 from asr.corpus.augment import AugmentConfig, augment_utterance
 from asr.corpus.dataset import load_cuts
-from asr.training.evaluate import batches, pick_evenly
+from asr.decoding.beam_search import PRESETS
+from asr.training.evaluate import batches, decode, pick_evenly
+from asr.transcriber import Transcriber
 
 
 def test_utterances_are_picked_at_equal_steps():
@@ -36,3 +40,32 @@ def test_what_is_heard_can_be_changed(toy_corpus, toy_bundle, tmp_path):
         assert 20 * np.log10(added) == pytest.approx(10, abs=0.5)
         torch.testing.assert_close(noisy, bundle.encode(torch.from_numpy(changed)))
         assert not torch.allclose(noisy, recorded)
+
+
+def test_each_speaker_is_a_voice(toy_corpus, toy_bundle, tmp_path, monkeypatch):
+    heard = []
+
+    def adapting(self, groups, on_progress):
+        heard.append(sum(map(len, groups)))
+        on_progress(1.0)
+        return adapt(self, groups, on_progress)
+
+    adapt = Transcriber.adapt
+    monkeypatch.setattr(Transcriber, "adapt", adapting)
+    settings = {
+        "model_dir": str(toy_bundle),
+        "device": "cpu",
+        "threads": None,
+        "batch_seconds": 4.0,
+        "corpus": {"manifests": str(toy_corpus / "manifests"), "decode": ["train-toy", "dev-toy"]},
+        "decoding": asdict(PRESETS["greedy_ctc"]),
+    }
+    texts = {}
+    for name, wanted in (("once", {}), ("off", {"adapt": False}), ("twice", {"adapt": True})):
+        decode({**settings, **wanted, "output": str(tmp_path / name)})
+        lines = map(json.loads, (tmp_path / name / "nbest.jsonl").read_text().splitlines())
+        texts[name] = {line["id"]: line["hypotheses"][0]["score"] for line in lines}
+    assert sorted(heard) == [6, 12, 12]
+    assert texts["once"] == texts["off"]
+    assert texts["once"].keys() == texts["twice"].keys()
+    assert texts["once"] != texts["twice"]

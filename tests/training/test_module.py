@@ -10,6 +10,7 @@ from asr.corpus.dataset import Batch
 from asr.decoding.beam_search import Hypothesis
 from asr.errors import ConfigError
 from asr.model.encoder import join_pairs
+from asr.model.loss import ctc_loss, joint_loss, spelling_loss
 from asr.training.checkpoint import average_checkpoints, latest_checkpoint, load_checkpoint
 from asr.training.completion import completion_loss, optimal_completions
 from asr.training.module import (
@@ -17,11 +18,8 @@ from asr.training.module import (
     TrainingConfig,
     TrainingStoppedError,
     consistency_loss,
-    ctc_loss,
-    joint_loss,
     off_diagonal,
     sampled_inputs,
-    spelling_loss,
     word_errors,
 )
 from asr.training.run import train

@@ -4,8 +4,9 @@ from toy_speech import speak
 from asr.decoding.greedy import ctc_greedy, speller_greedy
 from asr.frontend import FrontendConfig, LogMel, Normalizer
 from asr.model import EncoderConfig, ListenAttendSpell, ModelConfig, SpellerConfig
+from asr.model.loss import joint_loss
 from asr.tokenizer import CharTokenizer
-from asr.training.module import joint_loss, word_errors
+from asr.training.module import word_errors
 
 TEXTS = ["BAD CAB", "A FACADE", "DEAD BEE FED", "CAGE"]
 

@@ -21,9 +21,10 @@ from asr.corpus.text import PreparedText, prepare_text
 from asr.errors import ConfigError, CorpusError
 from asr.model import ListenAttendSpell, PyramidalEncoder
 from asr.model.language_model import CharLanguageModel, LanguageModelConfig, save_language_model
+from asr.model.loss import spelling_loss
 from asr.tokenizer import CharTokenizer
 from asr.training.checkpoint import latest_checkpoint, load_checkpoint
-from asr.training.module import LasModule, TrainingStoppedError, spelling_loss
+from asr.training.module import LasModule, TrainingStoppedError
 from asr.training.run import SpeechData, choose_precision, steepest_fall, train
 
 SHAPE = r"a batch of \d+ x \d+ frames and \d+ characters \(\d+ s with padding\); lower corpus.batch_seconds \(now 4;"

@@ -74,7 +74,7 @@ class AsrSystem:
             raise ValueError("the benchmark's batches have other ids for blank, BOS and EOS than the tokenizer")
 
     def loss(self, batch: Batch) -> Tensor:
-        from asr.training.module import joint_loss
+        from asr.model.loss import joint_loss
 
         out = self.model(batch.frames, batch.lengths, batch.characters[:, :-1])
         settings = self.module.settings
