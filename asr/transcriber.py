@@ -305,20 +305,22 @@ class Transcriber:
     def _decode(self, pieces: Sequence[_Piece], on_progress: Callable[[float], None]) -> None:
         """Recognise the pieces, those of like length together, and hand each its segment.
 
-        Where it takes more than once, `on_progress` is called with the share of the work that is done so far.
+        `on_progress` is called with the share of the work that is done so far.
         """
         ordered = sorted(pieces, key=lambda piece: len(piece.frames))
         groups = [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
-        adaptation, done = None, 0.0
+        adaptation, done, search = None, 0.0, 1.0
+        length = sum(len(piece.frames) for piece in pieces) or 1
 
         def advance(share: float) -> None:
             nonlocal done
-            done += share * ADAPTING
+            done += share
             on_progress(done)
 
         if self.adapt_to:
-            began = time.perf_counter()
-            adaptation = self.adapt([[piece.frames for piece in group] for group in groups], advance)
+            began, search = time.perf_counter(), 1 - ADAPTING
+            heard = [[piece.frames for piece in group] for group in groups]
+            adaptation = self.adapt(heard, lambda share: advance(ADAPTING * share))
             _charge(pieces, time.perf_counter() - began)
         for group in groups:
             began = time.perf_counter()
@@ -328,6 +330,7 @@ class Transcriber:
                 piece.job.waiting -= 1
                 if segment.text:
                     piece.job.segments.append(segment)
+            advance(search * sum(len(piece.frames) for piece in group) / length)
 
     @torch.inference_mode()
     def _recognise_pieces(self, pieces: Sequence[_Piece], adaptation: Adaptation | None = None) -> list[Segment]:

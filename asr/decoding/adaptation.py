@@ -23,7 +23,7 @@ __all__ = ["PASSES", "adapt"]
 
 PASSES = 3  # over the speech
 ROWS = 4  # segments a step
-RATE = 3e-3  # of Adam
+RATE = 3e-3  # of Adam at first; it falls to 0
 CTC_SHARE = 0.5  # of the loss; the rest is the speller's
 MASKS = SpecAugmentConfig(frequency_width=10, max_time_width=15)
 
@@ -60,8 +60,9 @@ def adapt(
         for lstm in lstms:
             lstm.train()  # cuDNN goes back through no other; there is nothing in them that training changes
         try:
-            for chosen in [i for _ in range(PASSES) for i in torch.randperm(len(batches), generator=random).tolist()]:
-                batch = batches[chosen]
+            order = [i for _ in range(PASSES) for i in torch.randperm(len(batches), generator=random).tolist()]
+            for step, batch in enumerate(batches[i] for i in order):
+                optimizer.param_groups[0]["lr"] = RATE * (1 - step / len(order))
                 later = int(torch.randint(encoder.reduction, (), generator=random))  # another phase of the pyramid
                 # Copies, for what was made in inference mode cannot be learned from.
                 heard = pad_sequence([frames[i][later:].clone() for i in batch], batch_first=True)
