@@ -17,7 +17,7 @@ import torch
 from asr import audio
 from asr.bundle import Bundle, load_bundle
 from asr.config import from_mapping, to_mapping
-from asr.decoding.adaptation import adapt
+from asr.decoding.adaptation import CTC_SHARE, adapt
 from asr.decoding.alignment import Confidence, WordTiming, align_batch, geometric_mean
 from asr.decoding.beam_search import PRESETS, DecodingConfig, Hypothesis, beam_search
 from asr.errors import AudioError, ConfigError, ModelError
@@ -187,7 +187,9 @@ class Transcriber:
         for group in groups:
             written += [hypotheses[0].tokens for hypotheses in self.recognise(group)]
             tell(sum(map(len, group)) / total / 2)
-        return adapt(self.bundle.model, everything, written, lambda share: tell(share / 2))
+        share = self.decoding.ctc_weight
+        share = CTC_SHARE if 0 < share < 1 else share  # what takes no part in the search may never have been trained
+        return adapt(self.bundle.model, everything, written, lambda done: tell(done / 2), share)
 
     @torch.inference_mode()
     def encode(

@@ -10,6 +10,7 @@ import yaml
 from toy_speech import speak
 
 import asr
+from asr.decoding.adaptation import CTC_SHARE
 from asr.decoding.beam_search import PRESETS, DecodingConfig
 from asr.errors import AudioError, ConfigError, ModelError
 from asr.frontend import warp_bands
@@ -211,6 +212,15 @@ def test_a_second_search_is_used_to_the_voice(toy_bundle, voice, tmp_path):
     )
     assert len(told) >= 8
     assert all(seconds > -1e-6 for _, seconds in told)
+
+
+@pytest.mark.parametrize(("ctc_weight", "share"), [(0.0, 0.0), (0.2, CTC_SHARE), (1.0, 1.0)])
+def test_a_voice_is_learned_from_what_searches(toy_bundle, monkeypatch, ctc_weight, share):
+    shares = []
+    monkeypatch.setattr("asr.transcriber.adapt", lambda *arguments: shares.append(arguments[-1]))
+    recogniser = asr.load_model(toy_bundle, "cpu", adapt="file", phases=1, ctc_weight=ctc_weight)
+    assert isinstance(recogniser.transcribe(speak("ABLE")), Transcript)
+    assert shares == [share]
 
 
 def test_a_voice_that_is_neither_a_files_nor_alls(toy_bundle):

@@ -24,7 +24,7 @@ __all__ = ["PASSES", "adapt"]
 PASSES = 3  # over the speech
 ROWS = 4  # segments a step
 RATE = 3e-3  # of Adam at first; it falls to 0
-CTC_SHARE = 0.5  # of the loss; the rest is the speller's
+CTC_SHARE = 0.5  # of the loss, the rest being the speller's, where both take part in the search
 MASKS = SpecAugmentConfig(frequency_width=10, max_time_width=15)
 
 
@@ -33,6 +33,7 @@ def adapt(
     frames: Sequence[Tensor],
     written: Sequence[Sequence[int]],
     on_step: Callable[[float], None] | None = None,
+    ctc_share: float = CTC_SHARE,
 ) -> Adaptation:
     """Learn what suits the voice that all these segments are of.
 
@@ -41,6 +42,7 @@ def adapt(
         frames: of each segment (T, n_mels), normalised.
         written: the characters of each, without BOS and EOS; segments without any teach nothing.
         on_step: called now and then with the share of the work that was done since the last call.
+        ctc_share: of the loss; 0 and 1 leave CTC and the speller out, which a model may never have trained.
 
     Returns:
         (1, 1, size) each, for `ListenAttendSpell.listen`.
@@ -68,7 +70,8 @@ def adapt(
                 heard = pad_sequence([frames[i][later:].clone() for i in batch], batch_first=True)
                 lengths = torch.tensor([len(frames[i]) - later for i in batch])
                 heard = masks(heard.cpu(), lengths, random).to(device)
-                loss = _loss(model, heard, lengths.to(device), [written[i] for i in batch], adaptation)
+                tokens = [written[i] for i in batch]
+                loss = _loss(model, heard, lengths.to(device), tokens, adaptation, ctc_share)
                 for values, gradient in zip(learned, torch.autograd.grad(loss, learned), strict=True):
                     values.grad = gradient
                 optimizer.step()
@@ -81,7 +84,12 @@ def adapt(
 
 
 def _loss(
-    model: ListenAttendSpell, frames: Tensor, lengths: Tensor, written: Sequence[Sequence[int]], adaptation: Adaptation
+    model: ListenAttendSpell,
+    frames: Tensor,
+    lengths: Tensor,
+    written: Sequence[Sequence[int]],
+    adaptation: Adaptation,
+    ctc_share: float,
 ) -> Tensor:
     """That of a batch (B, T, n_mels), lengths (B,), as if what was written were what was said."""
     t = CharTokenizer
@@ -90,6 +98,10 @@ def _loss(
     ).to(frames.device)
     counts = torch.tensor([len(tokens) for tokens in written], device=frames.device)
     h, lengths = model.encoder(frames, lengths, adaptation)
-    logits, _ = model.speller(characters[:, :-1], model.speller.memory(h, lengths))
-    ctc = ctc_loss(model.ctc(h), lengths, characters, counts, zero_infinity=True)
-    return CTC_SHARE * ctc + (1 - CTC_SHARE) * spelling_loss(logits, characters)
+    loss = h.new_zeros(())
+    if ctc_share > 0:
+        loss = loss + ctc_share * ctc_loss(model.ctc(h), lengths, characters, counts, zero_infinity=True)
+    if ctc_share < 1:
+        logits, _ = model.speller(characters[:, :-1], model.speller.memory(h, lengths))
+        loss = loss + (1 - ctc_share) * spelling_loss(logits, characters)
+    return loss

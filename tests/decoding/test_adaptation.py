@@ -92,6 +92,20 @@ def test_segments_without_text_or_speech_teach_nothing(model: ListenAttendSpell,
     )
 
 
+@pytest.mark.parametrize(("share", "part"), [(0.0, "ctc"), (1.0, "speller")])
+def test_what_may_never_have_been_trained_is_left_out(
+    model: ListenAttendSpell, frames: list[torch.Tensor], written: list[list[int]], share: float, part: str
+) -> None:
+    both = adapt(model, frames, written)
+    before = adapt(model, frames, written, ctc_share=share)
+    for values in getattr(model, part).parameters():
+        values.fill_(torch.nan)
+    after = adapt(model, frames, written, ctc_share=share)
+    for mine, others, either in zip(before, after, both, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True))
+        assert not any(torch.equal(a, b) for a, b in zip(mine, either, strict=True))
+
+
 def test_more_characters_than_states_do_no_harm(model: ListenAttendSpell, frames: list[torch.Tensor]) -> None:
     learned = adapt(model, frames[1:2], [list(range(5, 25))])  # four states: CTC cannot say it
     assert all(values.isfinite().all() for pair in learned for values in pair)
