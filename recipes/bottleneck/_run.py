@@ -19,9 +19,9 @@ from lightning.pytorch.callbacks import Callback
 from asr.config import to_mapping
 from asr.decoding.beam_search import PRESETS
 from asr.errors import ConfigError
+from asr.model.loss import joint_loss
 from asr.scoring import Score
 from asr.training import evaluate, run
-from asr.model.loss import joint_loss
 from asr.training.module import LasModule
 from asr.writers import write_atomically
 
