@@ -125,7 +125,7 @@ def transcribe(
         Voice | None,
         typer.Option(
             help="Search twice and get used to the voice in between, one for each FILE or one for ALL files: fewer "
-            "errors, three times the time."
+            "errors in minutes of speech, three times the time."
         ),
     ] = None,
     device: DeviceOption = Device.auto,

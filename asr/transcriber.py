@@ -17,7 +17,7 @@ import torch
 from asr import audio
 from asr.bundle import Bundle, load_bundle
 from asr.config import from_mapping, to_mapping
-from asr.decoding.adaptation import CTC_SHARE, adapt
+from asr.decoding.adaptation import adapt
 from asr.decoding.alignment import Confidence, WordTiming, align_batch, geometric_mean
 from asr.decoding.beam_search import PRESETS, DecodingConfig, Hypothesis, beam_search
 from asr.errors import AudioError, ConfigError, ModelError
@@ -187,9 +187,8 @@ class Transcriber:
         for group in groups:
             written += [hypotheses[0].tokens for hypotheses in self.recognise(group)]
             tell(sum(map(len, group)) / total / 2)
-        share = self.decoding.ctc_weight
-        share = CTC_SHARE if 0 < share < 1 else share  # what takes no part in the search may never have been trained
-        return adapt(self.bundle.model, everything, written, lambda done: tell(done / 2), share)
+        weight = self.decoding.ctc_weight
+        return adapt(self.bundle.model, everything, written, weight, lambda share: tell(share / 2))
 
     @torch.inference_mode()
     def encode(
@@ -448,7 +447,9 @@ def choose_decoding(bundle: Bundle, **settings: Any) -> DecodingConfig:
     if bundle.language_model_path and given.get("lm_weight", given.get("beam", 2) > 1):
         tuned = bundle.language_model_settings.get("decoding") or {}
         try:
-            preset = from_mapping(DecodingConfig, {**to_mapping(PRESETS["beam_ctc_lm"]), **tuned}, "decoding")
+            merged = {**to_mapping(PRESETS["beam_ctc_lm"]), **tuned}
+            merged.pop("adapt", None)  # a setting once, which tune.py saved with the others
+            preset = from_mapping(DecodingConfig, merged, "decoding")
         except (ConfigError, TypeError) as error:
             raise ModelError(f"{bundle.language_model_path / SETTINGS}: {error}; tune.py save=true mends it") from error
     try:

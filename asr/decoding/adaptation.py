@@ -19,12 +19,12 @@ from asr.model.las import ListenAttendSpell
 from asr.model.loss import ctc_loss, spelling_loss
 from asr.tokenizer import CharTokenizer
 
-__all__ = ["PASSES", "adapt"]
+__all__ = ["adapt"]
 
 PASSES = 3  # over the speech
 ROWS = 4  # segments a step
 RATE = 3e-3  # of Adam at first; it falls to 0
-CTC_SHARE = 0.5  # of the loss, the rest being the speller's, where both take part in the search
+CTC_SHARE = 0.5  # of the loss; the rest is the speller's
 MASKS = SpecAugmentConfig(frequency_width=10, max_time_width=15)
 
 
@@ -32,8 +32,8 @@ def adapt(
     model: ListenAttendSpell,
     frames: Sequence[Tensor],
     written: Sequence[Sequence[int]],
+    ctc_weight: float = CTC_SHARE,
     on_step: Callable[[float], None] | None = None,
-    ctc_share: float = CTC_SHARE,
 ) -> Adaptation:
     """Learn what suits the voice that all these segments are of.
 
@@ -41,12 +41,14 @@ def adapt(
         model: in evaluation mode; it is not changed.
         frames: of each segment (T, n_mels), normalised.
         written: the characters of each, without BOS and EOS; segments without any teach nothing.
+        ctc_weight: of the search. At 0 CTC, and at 1 the speller, has no part in it and may never have been trained:
+            nothing is learned from it.
         on_step: called now and then with the share of the work that was done since the last call.
-        ctc_share: of the loss; 0 and 1 leave CTC and the speller out, which a model may never have trained.
 
     Returns:
         (1, 1, size) each, for `ListenAttendSpell.listen`.
     """
+    ctc_share = CTC_SHARE if 0 < ctc_weight < 1 else ctc_weight
     encoder = model.config.encoder
     sizes = [encoder.n_mels, *[encoder.d] * encoder.layers]
     device = next(model.parameters()).device

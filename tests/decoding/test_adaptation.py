@@ -96,11 +96,11 @@ def test_segments_without_text_or_speech_teach_nothing(model: ListenAttendSpell,
 def test_what_may_never_have_been_trained_is_left_out(
     model: ListenAttendSpell, frames: list[torch.Tensor], written: list[list[int]], share: float, part: str
 ) -> None:
-    both = adapt(model, frames, written)
-    before = adapt(model, frames, written, ctc_share=share)
+    both = adapt(model, frames, written, ctc_weight=0.2)
+    before = adapt(model, frames, written, ctc_weight=share)
     for values in getattr(model, part).parameters():
         values.fill_(torch.nan)
-    after = adapt(model, frames, written, ctc_share=share)
+    after = adapt(model, frames, written, ctc_weight=share)
     for mine, others, either in zip(before, after, both, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True))
         assert not any(torch.equal(a, b) for a, b in zip(mine, either, strict=True))
@@ -115,7 +115,7 @@ def test_the_same_again_and_no_random_number_of_others_is_used(
     model: ListenAttendSpell, frames: list[torch.Tensor], written: list[list[int]]
 ) -> None:
     state, shares = torch.get_rng_state(), list[float]()
-    first = adapt(model, frames, written, shares.append)
+    first = adapt(model, frames, written, on_step=shares.append)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
     again = adapt(model, frames, written)
