@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from asr.model.dropout import ByteDropout
+from asr.model.lstm import quicker_in_fp32
 
 __all__ = ["Adaptation", "BiLSTM", "EncoderConfig", "PyramidalEncoder", "join_pairs", "length_mask"]
 
@@ -86,8 +87,13 @@ class BiLSTM(nn.Module):
             torch.cat([backward[0], closing], dim=1),
             *backward[1:],
         ]
+        x = torch.cat([x, flags], -1)
         zeros = x.new_zeros(2, x.shape[0], units)
-        h = torch.lstm(torch.cat([x, flags], -1), (zeros, zeros), weights, True, 1, 0.0, self.training, True, True)[0]
+        if quicker_in_fp32(x):
+            with torch.autocast("cpu", enabled=False):
+                h = torch.lstm(x.float(), (zeros.float(),) * 2, weights, True, 1, 0.0, self.training, True, True)[0]
+        else:
+            h = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, self.training, True, True)[0]
         return h.masked_fill(padding, 0.0)
 
 

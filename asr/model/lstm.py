@@ -11,14 +11,26 @@ from torch.nn import functional
 
 from asr.model.int8 import to_int8
 
-__all__ = ["PackedCell", "PackedLinear", "cpu_autocast_dtype", "lstm", "lstm_by_steps"]
+__all__ = ["PackedCell", "PackedLinear", "cpu_autocast_dtype", "lstm", "lstm_by_steps", "quicker_in_fp32"]
 
 WIDE = 512  # inputs from here on
+FEW, FEW_WIDE = 5, 8  # rows up to which a training step with AMX is quicker in fp32, the latter with wide inputs
 
 
 def cpu_autocast_dtype() -> torch.dtype | None:
     """The type that CPU autocast computes in, None where it is off."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
+def quicker_in_fp32(x: Tensor) -> bool:
+    """Whether oneDNN's LSTM layer over inputs (B, T, I) is to be trained in fp32 although CPU autocast says bf16.
+
+    With AMX each time step forward and backward has a price that hardly depends on B: of 5 rows a layer of 320 inputs
+    takes as long in bf16 as in fp32, of 2 rows twice as long (recipes/benchmark/README.md). Inference has no such price.
+    """
+    if x.is_cuda or not torch.is_grad_enabled() or cpu_autocast_dtype() != torch.bfloat16:
+        return False
+    return len(x) <= (FEW_WIDE if x.shape[-1] >= WIDE else FEW) and torch.cpu._is_amx_tile_supported()
 
 
 def lstm(layer: nn.LSTM, x: Tensor, initial: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from asr.model import encoder as module
 from asr.model.encoder import BiLSTM, EncoderConfig, PyramidalEncoder, join_pairs
 
 LENGTHS = torch.tensor([13, 7, 1])
@@ -28,6 +29,25 @@ def test_flagged_lstm_equals_the_packed_one_with_its_gradients():
     torch.testing.assert_close(ours, theirs)
     for mine, other in zip(gradients, [p.grad for p in layer.parameters()] + [x.grad], strict=True):
         torch.testing.assert_close(mine, other)
+
+
+def test_what_is_quicker_in_fp32_is_exactly_so_under_autocast(monkeypatch):
+    layer = BiLSTM(5, 8)
+    x = torch.randn(3, 13, 5, requires_grad=True)
+    expected = layer(x, LENGTHS)
+    expected.square().sum().backward()
+    gradients = [p.grad.clone() for p in [*layer.parameters(), x]]
+    layer.zero_grad()
+    x.grad = None
+    asked = []
+    monkeypatch.setattr(module, "quicker_in_fp32", lambda given: asked.append(given.shape) or True)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = layer(x, LENGTHS)
+    ours.square().sum().backward()
+    assert asked == [(3, 13, 5 + module.FLAG_COLUMNS)]
+    assert torch.equal(ours, expected)
+    for mine, theirs in zip([p.grad for p in [*layer.parameters(), x]], gradients, strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_padding_does_not_reach_the_backward_direction():

@@ -4,7 +4,7 @@ from torch import nn
 
 from asr.model import lstm as module
 from asr.model.int8 import are_int8, from_int8, to_int8
-from asr.model.lstm import PackedCell, PackedLinear, lstm, lstm_by_steps
+from asr.model.lstm import PackedCell, PackedLinear, lstm, lstm_by_steps, quicker_in_fp32
 
 needs_fbgemm = pytest.mark.skipif(not PackedCell.available(), reason="needs FBGEMM (x86-64)")
 
@@ -61,6 +61,22 @@ def test_fp32_is_pytorchs_own(size):
     layer = nn.LSTM(size, 4, batch_first=True)
     x, zeros = torch.randn(2, 5, size), torch.zeros(1, 2, 4)
     assert torch.equal(lstm(layer, x, (zeros, zeros))[0], layer(x, (zeros, zeros))[0])
+
+
+def test_a_few_rows_are_trained_in_fp32_with_amx_alone(monkeypatch):
+    def chosen(rows: int, size: int, amx: bool = True) -> bool:
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        return quicker_in_fp32(torch.zeros(rows, 1, size))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert chosen(module.FEW, 8)
+        assert not chosen(module.FEW + 1, 8)
+        assert chosen(module.FEW_WIDE, module.WIDE)
+        assert not chosen(module.FEW_WIDE + 1, module.WIDE)
+        assert not chosen(1, 8, amx=False)
+        with torch.no_grad():
+            assert not chosen(1, 8)
+    assert not chosen(1, 8)  # it is fp32 already
 
 
 def test_packed_cell_equals_lstm_cell_with_fp16_weights():
