@@ -87,18 +87,23 @@ def cut_text(cut: MonoCut) -> str:
 
 
 def split_trainable(
-    cuts: Sequence[MonoCut], tokenizer: CharTokenizer, reduction: int, max_duration: float, fastest: float = 1.0
+    cuts: Sequence[MonoCut],
+    tokenizer: CharTokenizer,
+    reduction: int,
+    max_duration: float,
+    fastest: float = 1.0,
+    hop: float = 0.01,
 ) -> tuple[list[MonoCut], list[tuple[str, str]]]:
     """Cuts that can be trained on, and (id, reason) of the others.
 
-    CTC needs a frame for every character and one more between two equal ones; `fastest` is the highest speed
-    factor, at which the frames are fewest.
+    CTC needs an encoder state, `reduction` frames of `hop` seconds, for every character and one more between two
+    equal ones; `fastest` is the highest speed factor, at which they are fewest.
     """
     kept, dropped = [], []
     for cut in cuts:
         ids = tokenizer.encode(cut_text(cut))
         needed = len(ids) + sum(a == b for a, b in itertools.pairwise(ids))
-        have = int(cut.duration / fastest * 100) // reduction
+        have = int(cut.duration / fastest / hop + 1e-6) // reduction  # 0.3 / 0.01 is a little below 30
         if cut.duration > max_duration:
             dropped.append((cut.id, f"longer than {max_duration:g} s: {cut.duration:.1f} s"))
         elif not ids:
@@ -290,7 +295,8 @@ class FeatureCache:
     @staticmethod
     def _folder(folder: str | Path, cuts: Sequence[MonoCut], keys: Sequence[Key], frontend: FrontendConfig) -> Path:
         features = {k: v for k, v in asdict(frontend).items() if k != "mean_prior"}  # which is about normalisation
-        described = json.dumps([features, keys, [(c.duration, c.recording.sources[0].source) for c in cuts]])
+        places = [(c.duration, c.recording.sources[0].source, *([c.start] if c.start else [])) for c in cuts]
+        described = json.dumps([features, keys, places])
         return Path(folder) / f"features-{hashlib.sha1(described.encode()).hexdigest()[:12]}"
 
     @staticmethod
@@ -420,10 +426,11 @@ class BatchLoader(DataLoader):
         self.position = 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"position": self.position * self.world_size}
+        over = self.position >= len(self.plan)  # then it is the next epoch's start
+        return {"position": 0 if over else self.position * self.world_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"] // self.world_size % len(self.plan)  # at the end: the next epoch's start
+        self.position = state["position"] // self.world_size % len(self.plan)
 
 
 class _Remaining:

@@ -12,14 +12,14 @@ __all__ = ["ByteDropout"]
 
 
 class ByteDropout(nn.Dropout):
-    """nn.Dropout (Srivastava et al. 2014) with the probability rounded to 1/256; on CUDA PyTorch's own."""
+    """nn.Dropout (Srivastava et al. 2014) with the probability rounded to 1/256; off the CPU PyTorch's own."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, the same shape; in training `p` of the elements are 0 and the others larger by 1 / (1 - p)."""
         dropped = round(256 * self.p)
         if not self.training or dropped == 0:
             return x
-        if x.is_cuda or dropped >= 256:
+        if x.device.type != "cpu" or dropped >= 256:
             return functional.dropout(x, self.p, True)
         return _Dropout.apply(x, dropped)
 

@@ -26,7 +26,7 @@ def quicker_in_fp32(x: Tensor) -> bool:
     """Whether oneDNN's LSTM layer over inputs (B, T, I) is to be trained in fp32 although CPU autocast says bf16.
 
     With AMX each time step forward and backward has a price that hardly depends on B: of 5 rows a layer of 320 inputs
-    takes as long in bf16 as in fp32, of 2 rows twice as long (recipes/benchmark/README.md). Inference has no such price.
+    takes as long in bf16 as in fp32, of 2 rows twice as long (recipes/benchmark/README.md). Inference has none.
     """
     if x.is_cuda or not torch.is_grad_enabled() or cpu_autocast_dtype() != torch.bfloat16:
         return False

@@ -126,8 +126,9 @@ class SafeCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Between the batches of one step, the gradients so far would be lost.
-        if steps_now(trainer, batch_idx):
+        # Between the batches of one step, the gradients so far would be lost; and after an epoch's last batch a resumed
+        # run would take the epoch for over, validation and all. It is saved once that is done.
+        if steps_now(trainer, batch_idx) and not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def save_now(self, trainer: Trainer) -> Path | None:

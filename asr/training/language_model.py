@@ -50,7 +50,7 @@ from asr.training.checkpoint import (
     load_checkpoint,
 )
 from asr.training.module import TrainingStoppedError
-from asr.training.run import choose_precision, count_processes, differences, make_writable
+from asr.training.run import choose_accelerator, choose_precision, count_processes, differences, make_writable
 from asr.writers import write_atomically
 
 __all__ = [
@@ -489,7 +489,7 @@ def fit(settings: Mapping[str, Any], module: LanguageModelModule, make_data: Cal
     )
     devices, nodes = count_processes(t)
     trainer = lightning.Trainer(
-        accelerator=t["accelerator"],
+        accelerator=choose_accelerator(t["accelerator"]),
         devices=devices,
         num_nodes=nodes,
         precision=choose_precision(t["precision"]),

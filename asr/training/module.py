@@ -238,9 +238,11 @@ class LasModule(lightning.LightningModule):
         return rate * min(1.0, (step + 1) / max(1, c.warmup_steps))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # A step's random numbers (dropout, SpecAugment) depend on the seed and the step alone, so that a resumed
-        # run draws what the uninterrupted one would have drawn.
-        torch.manual_seed((self.settings.seed * 1_000_003 + self.trainer.global_step) * 4096 + self.global_rank)
+        # A batch's random numbers (dropout, SpecAugment) depend on the seed and the batch's number alone, so that a
+        # resumed run draws what the uninterrupted one would have drawn.
+        several = self.trainer.accumulate_grad_batches
+        number = self.trainer.global_step * several + batch_idx % several
+        torch.manual_seed((self.settings.seed * 1_000_003 + number) * 4096 + self.global_rank)
         if self.sets_learning_rate:
             for group in self.optimizers().param_groups:  # type: ignore[union-attr]
                 group["lr"] = self.learning_rate_at(self.trainer.global_step, self.progress)
@@ -488,6 +490,18 @@ class LasModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["data"] = self.data
+        checkpoint["processes"] = self.trainer.world_size
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts the batches of each process; with another number of these it would stop elsewhere."""
+        before, now = checkpoint.get("processes"), self.trainer.world_size
+        if before in (None, now):
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        current = progress["current"]
+        everyones, under_way = current["processed"] * before, current["processed"] - current["completed"]
+        here = math.ceil(everyones / now) if progress["is_last_batch"] else everyones // now
+        current |= {"ready": here, "started": here, "processed": here, "completed": here - under_way}
 
     # ---- clipping, and bad numbers -------------------------------------------------------------------------------
 

@@ -109,7 +109,8 @@ class SpeechData(lightning.LightningDataModule):
                 raise ConfigError(f"corpus.shares.{subset} must be above 0 and at most 1; got {share!r}")
             speeds = (1.0,) if subset in unperturbed else tuple(float(s) for s in c["speeds"])
             cuts = load_cuts(c["manifests"], [subset])
-            cuts, lost = split_trainable(cuts, self.tokenizer, reduction, c["max_duration"], max(speeds))
+            limits = reduction, c["max_duration"], max(speeds), self.frontend.hop
+            cuts, lost = split_trainable(cuts, self.tokenizer, *limits)
             dropped += lost
             if cuts:
                 portions.append(Portion(cuts, speeds, share))
@@ -253,7 +254,7 @@ def train(settings: Mapping[str, Any], extra: Sequence[callbacks.Callback] = ())
         log.warning("the last epochs will not be validated: max_epochs is no multiple of validate_every")
     devices, nodes = count_processes(t)
     trainer = lightning.Trainer(
-        accelerator=t["accelerator"],
+        accelerator=choose_accelerator(t["accelerator"]),
         devices=devices,
         num_nodes=nodes,
         # Until CTC alone is over, the speller has no gradient to wait for.
@@ -265,7 +266,7 @@ def train(settings: Mapping[str, Any], extra: Sequence[callbacks.Callback] = ())
         max_steps=t["max_steps"],
         check_val_every_n_epoch=t["validate_every"],
         accumulate_grad_batches=t["accumulate"],
-        deterministic=t["deterministic"] or None,
+        deterministic=("warn" if torch.cuda.is_available() else True) if t["deterministic"] else None,  # CTC's is not
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
@@ -573,11 +574,18 @@ def _take_reader(module: LasModule, folder: str | None, reads: bool) -> None:
         raise ConfigError(f"reader_from={folder} does not fit model.speller.reader: {error}") from error
 
 
+def choose_accelerator(wanted: str) -> str:
+    """`auto` is CUDA or the CPU; Lightning's would be Apple's MPS, which lacks the double precision that CTC needs."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
 def choose_precision(wanted: str) -> Any:
+    if str(wanted).startswith("16"):  # its scaled gradients would be clipped as they are
+        raise ConfigError(f"trainer.precision={wanted} cannot be trained with; use bf16-mixed, 32-true or auto")
     if wanted != "auto":
         return wanted
     if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     # Without native bf16 instructions a CPU only emulates it, slower than fp32; and Intel's without AMX have them at
     # less than fp32's rate, AMD's at more than twice it (recipes/benchmark/README.md).
     if torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and _bf16_is_quicker()):

@@ -72,6 +72,7 @@ def test_what_cannot_be_trained_on_is_dropped_with_its_reason(cuts):
     assert len(kept) + len(dropped) == 24
     assert dropped
     assert "characters for CTC, but only" in dropped[0][1]
+    assert split_trainable(cuts, tokenizer, 4, 20.0, hop=0.04) == (kept, dropped)  # as many states a second
     longest = max(cuts, key=lambda cut: cut.duration)
     kept, dropped = split_trainable(cuts, tokenizer, 4, longest.duration - 0.01)
     assert (longest.id, f"longer than {longest.duration - 0.01:g} s: {longest.duration:.1f} s") in dropped
@@ -186,6 +187,10 @@ def test_a_cache_is_filled_once_and_never_mistaken_for_another(cuts, cache):
     other = FeatureCache.open(folder, cuts[:2], (1.0,), FrontendConfig(n_mels=20), workers=0)
     assert other.folder != cache.folder
     assert other.frames((cuts[0].id, 1.0)).shape[1] == 20
+    later = [cuts[0].truncate(offset=0.1, duration=0.5, preserve_id=True)]
+    sooner = [cuts[0].truncate(duration=0.5, preserve_id=True)]
+    a, b = (FeatureCache.open(folder, part, (1.0,), FrontendConfig(n_mels=20), workers=0) for part in (sooner, later))
+    assert not np.array_equal(a.frames((cuts[0].id, 1.0)), b.frames((cuts[0].id, 1.0)))
 
 
 def test_normalizer_is_global_over_all_training_frames(cuts, cache):

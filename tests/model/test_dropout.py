@@ -27,6 +27,10 @@ def test_gradient_goes_where_the_values_went_and_bf16_stays_bf16():
     assert set(x.grad.unique().tolist()) == {0.0, 2.0}
 
 
+def test_off_the_cpu_it_is_pytorchs_own():
+    assert ByteDropout(0.5)(torch.ones(4, 3, device="meta")).device.type == "meta"
+
+
 def test_off_in_evaluation_and_at_zero_on_at_one():
     x = torch.randn(5, 5)
     assert ByteDropout(0.5).eval()(x) is x

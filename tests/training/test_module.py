@@ -67,6 +67,19 @@ def test_learning_rate_warms_up_and_falls_to_its_end(module):
     assert module.learning_rate_at(10_000, 1.0) == pytest.approx(1e-5)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_every_batch_has_random_numbers_of_its_own(module, batch, monkeypatch, accumulate):
+    drawn = []
+    trainer = SimpleNamespace(global_step=0, accumulate_grad_batches=accumulate)
+    monkeypatch.setattr(LasModule, "trainer", trainer)
+    module.sets_learning_rate = False
+    for number in range(4):
+        trainer.global_step = number // accumulate
+        module.on_train_batch_start(batch, number)
+        drawn.append(torch.rand(1).item())
+    assert len(set(drawn)) == 4
+
+
 def test_a_step_that_is_not_finite_changes_no_weight_and_names_its_utterances(module, caplog):
     module.log = lambda *_, **__: None
     optimizer = module.configure_optimizers()
@@ -337,7 +350,7 @@ def test_a_run_with_phones_goes_on_and_leaves_a_model_without_them(toy_settings,
 def test_both_copies_count_where_memory_runs_out(module, batch, monkeypatch, consistency, rows):
     module.settings = replace(module.settings, consistency=consistency)
     module.sets_learning_rate = False
-    monkeypatch.setattr(LasModule, "trainer", SimpleNamespace(global_step=0))
+    monkeypatch.setattr(LasModule, "trainer", SimpleNamespace(global_step=0, accumulate_grad_batches=1))
     monkeypatch.setattr(LasModule, "global_rank", 0)
     module.on_train_batch_start(batch, 0)
     assert module.batch_shape.startswith(f"{rows} x {batch.frames.shape[1]} frames")

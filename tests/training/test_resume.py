@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from asr.bundle import load_bundle
 from asr.corpus.text import prepare_text
 from asr.errors import ConfigError, CorpusError, ModelError
 from asr.training.checkpoint import TrainingInterrupted, latest_checkpoint
 from asr.training.module import LasModule
-from asr.training.run import train
+from asr.training.run import dev_records, train
 
 TRAIN = """
 import json, sys, torch
@@ -113,6 +115,29 @@ def test_ctrl_c_finishes_the_step_saves_and_stops_also_between_the_batches_of_a_
     assert str(newest) in str(stop.value)
     train(toy_settings)
     assert_same_run(toy_settings, whole, stopped_at)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_that_is_killed_in_validation_validates_again(toy_settings, tmp_path, epochs):
+    toy_settings["trainer"] |= {"max_epochs": epochs, "checkpoint_minutes": 1e-6}
+    whole, killed = (toy_settings | {"output": str(tmp_path / name)} for name in ("whole", "killed"))
+
+    class Kill(Callback):
+        """What a kill would leave behind now."""
+
+        def on_validation_start(self, trainer, module):
+            if trainer.current_epoch == epochs - 1:
+                shutil.copytree(Path(whole["output"]) / "checkpoints", Path(killed["output"]) / "checkpoints")
+
+    train(whole, [Kill()])
+    train(killed)
+    records = [
+        {key: record[key] for key in ("epoch", "step", "dev/wer", "dev/attention")}
+        for run in (whole, killed)
+        for record in [list(dev_records(Path(run["output"])).values())[-1]]
+    ]
+    assert records[0] == records[1]
+    assert records[0]["epoch"] == epochs
 
 
 def test_a_truncated_checkpoint_is_skipped_for_the_one_before(toy_settings, caplog):

@@ -25,7 +25,7 @@ from asr.model.loss import spelling_loss
 from asr.tokenizer import CharTokenizer
 from asr.training.checkpoint import latest_checkpoint, load_checkpoint
 from asr.training.module import LasModule, TrainingStoppedError
-from asr.training.run import SpeechData, choose_precision, steepest_fall, train
+from asr.training.run import SpeechData, choose_accelerator, choose_precision, steepest_fall, train
 
 SHAPE = r"a batch of \d+ x \d+ frames and \d+ characters \(\d+ s with padding\); lower corpus.batch_seconds \(now 4;"
 
@@ -314,3 +314,19 @@ def test_bf16_is_chosen_where_this_processor_is_quicker_with_it(monkeypatch, slo
     assert choose_precision("auto") == "32-true"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert choose_precision("auto") == "bf16-mixed"
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(monkeypatch, native):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert choose_precision("auto") == ("bf16-mixed" if native else "32-true")
+    assert choose_accelerator("auto") == "cuda"
+    with pytest.raises(ConfigError, match=r"trainer.precision=16-mixed cannot be trained with; use bf16-mixed"):
+        choose_precision("16-mixed")
+
+
+def test_the_accelerator_is_the_cpu_where_there_is_no_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_accelerator("auto") == "cpu"
+    assert choose_accelerator("gpu") == "gpu"
