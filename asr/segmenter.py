@@ -8,6 +8,7 @@ for stretch in segmenter.finish(): ...
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -39,8 +40,8 @@ class SegmenterConfig:
             raise ValueError(f"0 < lower_threshold <= threshold <= 1, got {self.lower_threshold}, {self.threshold}")
         if not 0 <= 2 * self.padding <= self.min_silence:
             raise ValueError(f"padding must be 0 .. half of min_silence ({self.min_silence}), got {self.padding}")
-        if self.max_duration < 1:
-            raise ValueError(f"max_duration must be at least 1 s, got {self.max_duration}")
+        if not 1 <= self.max_duration < math.inf:
+            raise ValueError(f"max_duration must be at least 1 s and finite, got {self.max_duration}")
 
 
 class SpeechDetector(Protocol):
@@ -175,7 +176,7 @@ class Segmenter:
         assert begin is not None
         start = self._padded_start()
         self.speech_from = self.pause_from = None
-        rest_of_cut = begin == self.done_until and end > begin  # counts, however short
+        rest_of_cut = 0 < begin == self.done_until and end > begin  # counts, however short
         if end - begin < c.min_speech * rate and not rest_of_cut:
             return []
         return [self._take(start, end + int(c.padding * rate))]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +53,7 @@ def find_model(model: str | Path | None = None) -> Path:
     if model is None:
         return ASSETS / DEFAULT_MODEL
     path = Path(model)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
     shipped = sorted(p.parent.name for p in ASSETS.glob("*/config.yaml"))
     if str(model) in shipped:
@@ -68,12 +68,15 @@ def pick_device(device: str = "auto") -> torch.device:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("device cuda: this machine has no CUDA GPU that PyTorch can use; try --device cpu")
     try:
-        return torch.device(device)
+        picked = torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"device {device!r}: use auto, cpu or cuda") from None
+        picked = None
+    if picked is None or picked.type not in ("cpu", "cuda"):  # Apple's MPS lacks the double precision that CTC needs
+        raise ConfigError(f"device {device!r}: use auto, cpu or cuda")
+    return picked
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     """One source on its way to a transcript."""
 
@@ -115,7 +118,7 @@ class Transcriber:
             normalised frames (T, n_mels).
 
     Raises:
-        ConfigError: a language model is asked for, but the bundle has none; or `adapt` is something else.
+        ConfigError: a language model is asked for, but the bundle has none; or `adapt` or `batch_size` makes no sense.
         ModelError: the language model is damaged; or words are wanted, but the model's settings for them make no sense.
     """
 
@@ -133,6 +136,8 @@ class Transcriber:
     ) -> None:
         if adapt not in (None, *ADAPT):
             raise ConfigError(f"adapt {adapt!r}: use {' or '.join(ADAPT)}")
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         self.bundle = bundle
         self.decoding = decoding or PRESETS["greedy_ctc"]
         beam = self.decoding.beam if math.isinf(self.decoding.prune) else min(self.decoding.beam, PRUNED_BEAM)
@@ -225,14 +230,15 @@ class Transcriber:
         sources: Iterable[Any],
         names: Sequence[str] | None = None,
         on_progress: Callable[[str, float], None] | None = None,
+        in_order: bool = True,
     ) -> Iterator[tuple[Any, Transcript | AudioError]]:
         """Each source with its transcript, or with what is wrong with it, in the order given and as soon as it is done.
 
         Sources are read block by block as they are needed, however long they are, and segments of many are decoded
         together. `on_progress` is called with the name of the source that is being read and the seconds of audio that
-        were finished since the last call.
+        were finished since the last call. Without `in_order` no source waits for those before it.
         """
-        jobs: deque[_Job] = deque()
+        jobs: list[_Job] = []
         waiting: list[_Piece] = []
         heard = told = 0.0
 
@@ -242,11 +248,11 @@ class Transcriber:
                 on_progress(name, now - told)
             told = now
 
-        def decode(name: str, end: float) -> None:
+        def decode(name: str, end: float) -> Iterator[tuple[Any, Transcript | AudioError]]:
             nonlocal waiting
-            start = told
-            self._decode(waiting, lambda share: tell(name, start + share * (end - start)))
-            waiting = []
+            start, pieces, waiting = told, waiting, []
+            for _ in self._decode(pieces, lambda share: tell(name, start + share * (end - start))):
+                yield from self._finished(jobs, in_order)
             tell(name, end)
 
         for i, source in enumerate(sources):
@@ -256,8 +262,7 @@ class Transcriber:
                 for piece in _timed(self._pieces(job), job):
                     waiting.append(piece)
                     if not self.adapt_to and len(waiting) >= BATCHES_AHEAD * self.batch_size:
-                        decode(job.name, heard + job.duration)
-                        yield from self._finished(jobs)
+                        yield from decode(job.name, heard + job.duration)
             except AudioError as error:
                 job.error = error
                 waiting = [piece for piece in waiting if piece.job is not job]
@@ -266,11 +271,11 @@ class Transcriber:
             if not waiting:
                 tell(job.name, heard)
             elif self.adapt_to == "file":
-                decode(job.name, heard)
-            yield from self._finished(jobs)
+                yield from decode(job.name, heard)
+            yield from self._finished(jobs, in_order)
         if waiting:
-            decode(job.name, heard)
-        yield from self._finished(jobs)
+            yield from decode(job.name, heard)
+        yield from self._finished(jobs, in_order)
 
     def listen(self, blocks: Iterable[audio.Samples]) -> Iterator[Segment]:
         """Blocks of samples (T,) of one live source -> what was said, segment by segment as pauses end them."""
@@ -288,7 +293,8 @@ class Transcriber:
         return SileroVad() if self.vad else Loudness(self.sample_rate)
 
     def _segmenter(self) -> Segmenter:
-        return Segmenter(self._detector, self.sample_rate, self.segmentation)
+        # A copy, as it has a state: several sources may be listened to at a time.
+        return Segmenter(copy(self._detector), self.sample_rate, self.segmentation)
 
     def _pieces(self, job: _Job) -> Iterator[_Piece]:
         """The stretches of speech in a source, as it is read."""
@@ -303,8 +309,8 @@ class Transcriber:
         frames = self.bundle.encode(torch.from_numpy(stretch.samples))
         return _Piece(job, stretch.start / self.sample_rate, stretch.end / self.sample_rate, frames)
 
-    def _decode(self, pieces: Sequence[_Piece], on_progress: Callable[[float], None]) -> None:
-        """Recognise the pieces, those of like length together, and hand each its segment.
+    def _decode(self, pieces: Sequence[_Piece], on_progress: Callable[[float], None]) -> Iterator[None]:
+        """Recognise the pieces, those of like length together, and hand each its segment; yields after each batch.
 
         `on_progress` is called with the share of the work that is done so far.
         """
@@ -332,6 +338,7 @@ class Transcriber:
                 if segment.text:
                     piece.job.segments.append(segment)
             advance(search * sum(len(piece.frames) for piece in group) / length)
+            yield
 
     @torch.inference_mode()
     def _recognise_pieces(self, pieces: Sequence[_Piece], adaptation: Adaptation | None = None) -> list[Segment]:
@@ -373,10 +380,14 @@ class Transcriber:
             for p, words in zip(pieces, aligned, strict=True)
         ]
 
-    def _finished(self, jobs: deque[_Job]) -> Iterator[tuple[Any, Transcript | AudioError]]:
-        """Take the first jobs off the queue as long as they are done."""
-        while jobs and (jobs[0].error or (jobs[0].read and not jobs[0].waiting)):
-            job = jobs.popleft()
+    def _finished(self, jobs: list[_Job], in_order: bool) -> Iterator[tuple[Any, Transcript | AudioError]]:
+        """Take what is done off the list; in order, what none that is not done stands before."""
+        for job in list(jobs):
+            if not (job.error or (job.read and not job.waiting)):
+                if in_order:
+                    return
+                continue
+            jobs.remove(job)
             if job.error:
                 yield job.source, job.error
                 continue

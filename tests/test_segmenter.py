@@ -60,6 +60,7 @@ def test_between_the_thresholds_speech_neither_begins_nor_ends():
 def test_a_click_is_no_speech():
     assert cut(scripted((1.024, 0.0), (0.192, 1.0), (1.024, 0.0))) == []
     assert len(cut(scripted((1.024, 0.0), (0.192, 1.0), (1.024, 0.0)), SegmenterConfig(min_speech=0.1))) == 1
+    assert cut(scripted((0.192, 1.0), (1.024, 0.0))) == []  # nor at the very beginning
 
 
 def test_stretches_hold_the_samples_of_their_place_whatever_the_blocks():
@@ -121,7 +122,9 @@ def test_whatever_is_not_silent_is_loud():
     assert detector.probabilities(click).sum() == 1
 
 
-@pytest.mark.parametrize("wrong", [{"threshold": 0.2}, {"padding": 0.3}, {"max_duration": 0.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"threshold": 0.2}, {"padding": 0.3}, {"max_duration": 0.5}, {"max_duration": float("inf")}]
+)
 def test_settings_that_cannot_work(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SegmenterConfig(**wrong)

@@ -1,6 +1,7 @@
 import io
 import tracemalloc
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -14,9 +15,22 @@ from asr.decoding.beam_search import PRESETS, DecodingConfig
 from asr.errors import AudioError, ConfigError, ModelError
 from asr.frontend import warp_bands
 from asr.model.word_lm import estimate, save_word_lm
-from asr.segmenter import SegmenterConfig
+from asr.segmenter import Loudness, SegmenterConfig
 from asr.transcriber import BATCHES_AHEAD, BLOCK_SECONDS, Transcriber, find_model, pick_device
 from asr.writers import Segment, Transcript
+
+
+class Counting(Loudness):
+    """A detector with a state: speech is what is loud, but for every third second."""
+
+    def reset(self) -> None:
+        self.seen = 0
+
+    def probabilities(self, samples):
+        loud = super().probabilities(samples)
+        numbers = self.seen + np.arange(len(loud))
+        self.seen += len(loud)
+        return np.where(numbers // 32 % 3 == 2, 0.0, loud).astype(np.float32)
 
 
 @pytest.fixture
@@ -130,6 +144,35 @@ def test_results_come_as_soon_as_they_are_there(recogniser, tmp_path):
     assert seen[0][1] < 4
     assert sum(seconds for _, seconds in told) == pytest.approx(4 * soundfile.info(tmp_path / "0.wav").duration)
     assert {name for name, _ in told} == {"a", "b", "c", "d"}
+
+
+def test_out_of_order_none_waits_for_those_before_it(recogniser, monkeypatch):
+    recogniser.batch_size = 1
+    sources = [speak(text) for text in ("ABLE BIRD CAVE", "DUNE ECHO", "FISH")]  # the shortest are decoded first
+    decoded = []
+    recognise = recogniser._recognise_pieces
+    monkeypatch.setattr(recogniser, "_recognise_pieces", lambda *a: decoded.append(1) or recognise(*a))
+    seen = [(result.audio, len(decoded)) for _, result in recogniser.transcribe_all(sources, "abc", in_order=False)]
+    assert seen == [("c", 1), ("b", 2), ("a", 3)]
+    decoded.clear()
+    seen = [(result.audio, len(decoded)) for _, result in recogniser.transcribe_all(sources, "abc")]
+    assert seen == [("a", 3), ("b", 3), ("c", 3)]
+
+
+def test_two_are_listened_to_at_a_time(toy_bundle):
+    def blocks(first: int):
+        samples = np.concatenate([speak("ABLE BIRD", first), np.zeros(16000, np.float32), speak("CAVE", first + 1)])
+        return (samples[start : start + 1600] for start in range(0, len(samples), 1600))
+
+    recogniser = asr.load_model(toy_bundle, "cpu", vad=False)
+    recogniser._detector = Counting(recogniser.sample_rate)
+    alone = [list(recogniser.listen(blocks(first))) for first in (0, 5)]
+    assert all(alone)
+    together: list[list[Segment]] = [[], []]
+    for pair in zip_longest(*(recogniser.listen(blocks(first)) for first in (0, 5))):
+        for heard, segment in zip(together, pair, strict=True):
+            heard += [segment] if segment else []
+    assert together == alone
 
 
 def test_a_file_that_breaks_off_costs_only_its_own_result(recogniser, tmp_path):
@@ -301,11 +344,17 @@ def test_models_and_devices_that_are_not_there():
         find_model("nowhere")
     with pytest.raises(ConfigError, match="use auto, cpu or cuda"):
         pick_device("abacus")
+    with pytest.raises(ConfigError, match="use auto, cpu or cuda"):
+        pick_device("mps")
 
 
 def test_decoding_settings_are_checked(toy_bundle):
     with pytest.raises(ConfigError, match="decoding: beam must be at least 1"):
         asr.load_model(toy_bundle, "cpu", beam=0)
+    with pytest.raises(ConfigError, match="decoding: lm_weight must be finite, got inf"):
+        asr.load_model(toy_bundle, "cpu", lm_weight=float("inf"))
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, got -1"):
+        asr.load_model(toy_bundle, "cpu", batch_size=-1)
     with pytest.raises(ConfigError, match="width"):
         asr.load_model(toy_bundle, "cpu", width=3)
     assert asr.load_model(toy_bundle, "cpu").decoding.beam == 1

@@ -93,6 +93,9 @@ class DecodingConfig:
         for name in ("ctc_weight", "eos_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 .. 1, got {getattr(self, name)}")
+        for name in ("lm_weight", "ilm_weight", "length_bonus", "word_bonus", "coverage"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         for name in (

@@ -394,6 +394,8 @@ class Speller(nn.Module):
             c_vector = last[:, None].expand(-1, steps, -1)
             x = torch.cat([x, c_vector.to(x.dtype)], dim=-1)
         packed = self._packed if steps == 1 and x.dtype == torch.float32 and not x.is_cuda else []
+        if memory.h.requires_grad:  # the encoder adapts, and packed products have no gradient
+            packed = []
         old, repeats = state.folded() if packed else (state.unfolded(), None)
         lstms: list[nn.LSTM] = [*self.lstms, *([self.reader.lstm] if self.reader else [])]
         hidden, cell = list(old), list(state.cell)

@@ -9,6 +9,7 @@ from asr.decoding.adaptation import CTC_SHARE, RATE, adapt
 from asr.model import ListenAttendSpell, ModelConfig
 from asr.model.encoder import Adaptation
 from asr.model.loss import joint_loss
+from asr.model.lstm import PackedCell
 from asr.tokenizer import CharTokenizer
 
 LENGTHS = (41, 16, 30, 60, 33, 50)
@@ -151,6 +152,19 @@ def test_all_phases_hear_with_what_was_learned(
         torch.testing.assert_close(h[row : row + 1, :states], total / 2, atol=1e-5, rtol=1e-4)
         plain = model.listen(x, torch.tensor([len(segment)]), 2)[0]
         assert (total / 2 - plain).abs().max() > 1e-3
+
+
+@pytest.mark.skipif(not PackedCell.available(), reason="needs FBGEMM (x86-64)")
+@pytest.mark.parametrize("speller", [{"input_feeding": True}, {"attention": "location"}])
+def test_a_speller_that_goes_step_by_step_teaches_it_too(
+    frames: list[torch.Tensor], written: list[list[int]], speller: dict[str, object]
+) -> None:
+    settings = {"encoder": {"n_mels": 12, "d": 16, "layers": 2}, "speller": {"d": 16, "embedding": 8} | speller}
+    model = ListenAttendSpell(from_mapping(ModelConfig, settings, "model")).eval().requires_grad_(False)
+    plain = adapt(model, frames, written)
+    model.speller.pack()  # as it is after loading
+    for mine, others in zip(adapt(model, frames, written), plain, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
