@@ -12,7 +12,7 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,10 +44,21 @@ SUFFIXES = frozenset(
 )  # fmt: skip
 
 
-def audio_below(folder: str | os.PathLike[str], recursive: bool = True) -> list[Path]:
-    """The audio files in a folder, by their suffix and in order; with `recursive` also those further down."""
-    found = Path(folder).glob("**/*" if recursive else "*")
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
+def audio_below(
+    folder: str | os.PathLike[str], recursive: bool = True, on_error: Callable[[OSError], object] | None = None
+) -> list[Path]:
+    """The audio files in a folder, by their suffix and in order; with `recursive` also those further down.
+
+    `on_error` is told of each folder that cannot be listed; otherwise they are passed over.
+    """
+    found: list[Path] = []
+    for current, below, names in os.walk(folder, onerror=on_error):
+        if not recursive:
+            below.clear()
+        hidden = not os.access(current, os.X_OK)  # nobody can tell what they are; reading them will say why
+        paths = [Path(current, name) for name in names]
+        found += [p for p in paths if p.suffix.lower() in SUFFIXES and (hidden or os.path.isfile(p))]
+    return sorted(found)
 
 
 def load(
@@ -177,19 +188,22 @@ def _opened(source: AudioSource, name: str) -> Iterator[_Sound]:
     """The decoder over a path, bytes or file object, after the checks that need no decoding."""
     with ExitStack() as stack:
         file = _binary_file(source, name, stack)
-        size = file.seek(0, os.SEEK_END)
-        if not size:
-            raise AudioError(f"{name}: is empty")
-        file.seek(0)
-        head = file.read(12)
         xing_frames = 0
-        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-            file = _checked_wav(file, size, name, stack)
-        elif head[:4] == b"OggS":
-            _check_ogg(file, size, name)
-        elif head[:3] == b"ID3" or (head[0] == 0xFF and head[1:] and head[1] & 0xE0 == 0xE0):
-            file, xing_frames = _checked_mp3(file, size, name)
-        file.seek(0)
+        try:
+            size = file.seek(0, os.SEEK_END)
+            if not size:
+                raise AudioError(f"{name}: is empty")
+            file.seek(0)
+            head = file.read(12)
+            if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+                file = _checked_wav(file, size, name, stack)
+            elif head[:4] == b"OggS":
+                _check_ogg(file, size, name)
+            elif head[:3] == b"ID3" or (head[0] == 0xFF and head[1:] and head[1] & 0xE0 == 0xE0):
+                file, xing_frames = _checked_mp3(file, size, name)
+            file.seek(0)
+        except OSError as error:
+            raise AudioError(f"{name}: cannot be read ({error.strerror or error})") from error
         # A descriptor decodes faster than a Python object, and, unlike a path, brings no guess from the file's suffix.
         target = file.fileno() if isinstance(file, io.FileIO) else file
         try:

@@ -133,8 +133,12 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     """
     folder = Path(folder)
     for name in ("config.yaml", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ModelError(f"{folder}: not a model folder: {name} is missing")
+        try:
+            (folder / name).open("rb").close()
+        except (FileNotFoundError, NotADirectoryError):
+            raise ModelError(f"{folder}: not a model folder: {name} is missing") from None
+        except OSError as error:
+            raise ModelError(f"{folder / name}: cannot be read ({error.strerror})") from error
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         if config["format"] > FORMAT:
@@ -142,7 +146,8 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         model = ListenAttendSpell(from_mapping(ModelConfig, config["model"], "model"))
         frontend = from_mapping(FrontendConfig, config["frontend"], "frontend")
         tokenizer = CharTokenizer(config["tokenizer"]["characters"])
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError, ConfigError) as error:
+        training = config["training"]
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError, ConfigError, OSError) as error:
         detail = " ".join(str(error).split())
         raise ModelError(f"{folder / 'config.yaml'}: damaged or not a model's settings ({detail})") from error
     normalizer = Normalizer(frontend.n_mels, frontend.mean_prior / frontend.hop)
@@ -155,7 +160,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         raise ModelError(f"{folder}: weights do not fit config.yaml ({detail})") from error
     model.eval().requires_grad_(False)  # adapting goes back through the model, but not to its weights
     model.speller.pack()
-    bundle = Bundle(model, normalizer.eval(), LogMel(frontend).eval(), tokenizer, config["training"], folder)
+    bundle = Bundle(model, normalizer.eval(), LogMel(frontend).eval(), tokenizer, training, folder)
     if (folder / WEIGHTS).is_file() or (folder / SETTINGS).is_file():
         bundle.language_model_path = folder
     return bundle.to(device)

@@ -71,7 +71,7 @@ LmWeight = Annotated[
     typer.Option(min=0, help="How much the language model counts; 0: not at all.", show_default="the model's"),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.", show_default="all cores")]
 
 
 @app.command(
@@ -91,14 +91,18 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_de
 def transcribe(
     audio: Annotated[
         list[Path],
-        typer.Argument(help="Audio files (WAV, FLAC, MP3, OGG/Opus ...), folders, or - for standard input."),
+        # Here and below, what cannot be read is reported by what reads it, and not by Typer.
+        typer.Argument(
+            readable=False, help="Audio files (WAV, FLAC, MP3, OGG/Opus ...), folders, or - for standard input."
+        ),
     ],
     model: Model = None,
     format: Annotated[
         str, typer.Option(help="txt, json, jsonl, srt, vtt, ctm or trn; with --output-dir several: txt,srt.")
     ] = "txt",
     output_dir: Annotated[
-        Path | None, typer.Option(help="Write one file each here, AUDIO's name with the format as suffix.")
+        Path | None,
+        typer.Option(readable=False, help="Write one file each here, AUDIO's name with the format as suffix."),
     ] = None,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave out audio whose results are in --output-dir already.")
@@ -107,7 +111,12 @@ def transcribe(
     words: Annotated[bool, typer.Option("--words", help="In json and jsonl: when each word was said.")] = False,
     nbest: Annotated[int, typer.Option(min=1, help="In json and jsonl: the N best readings of each segment.")] = 1,
     plot: Annotated[
-        bool, typer.Option("--plot", help="Draw spectrogram and attention of each segment: NAME.START.png.")
+        bool,
+        typer.Option(
+            "--plot",
+            help="Draw spectrogram and attention of each segment: NAME.START.png in --output-dir, else in the current "
+            "folder.",
+        ),
     ] = False,
     beam: Beam = None,
     lm_weight: LmWeight = None,
@@ -134,21 +143,35 @@ def transcribe(
     """Write down what is said in AUDIO.
 
     Audio of any length is cut into segments at pauses. Only results go to standard output, in the order of the files;
-    there, json is one object a line. A file that cannot be read is reported on standard error, the others are
-    transcribed all the same, and the exit code is 2.
+    there, json is one object a line; --output-dir has each file's as soon as it is done. What cannot be read or written
+    is reported on standard error, the others are transcribed all the same, and the exit code is 2.
     """
     from asr.files import find_audio, open_audio, output_paths, parse_formats
 
+    failed = False
+
+    def complain(error: AsrError) -> None:
+        nonlocal failed
+        failed = True
+        _complain(error)
+
     formats = parse_formats(format)
-    files = find_audio(audio, recursive)
+    files, errors = find_audio(audio, recursive)
     _check_output_options(formats, len(files), output_dir, skip_existing, nbest)
-    outputs = output_paths(files, output_dir) if output_dir else [Path(file.name).stem for file in files]
-    wanted = list(zip(files, outputs, strict=True))
-    if skip_existing:
-        wanted = [(f, o) for f, o in wanted if not all(Path(f"{o}.{suffix}").exists() for suffix in formats)]
+    folder = output_dir or (Path() if plot else None)
+    outputs = output_paths(files, folder) if folder else [Path()] * len(files)
+    for wrong in errors:
+        complain(wrong)
+    wanted = []
+    for file, output in zip(files, outputs, strict=True):
+        if skip_existing and all(os.path.isfile(f"{output}.{suffix}") for suffix in formats):
+            continue
+        try:
+            wanted.append((open_audio(file), file.name, output))
+        except AudioError as error:
+            complain(error)
     if not wanted:
-        return
-    sources = [open_audio(file) for file, _ in wanted]
+        raise typer.Exit(2 if failed else 0)
     import torch
 
     from asr.progress import AudioProgress
@@ -157,32 +180,38 @@ def transcribe(
 
     if threads:
         torch.set_num_threads(threads)
+    try:
+        segmentation = SegmenterConfig(max_duration=max_segment)
+    except ValueError as error:
+        raise ConfigError(f"--max-segment {max_segment:g}: {error}") from None
     recogniser = _load(
         model,
         device,
         batch_size=batch_size,
         words=not {"txt", "trn"}.issuperset(formats),
         vad=vad,
-        segmentation=SegmenterConfig(max_duration=max_segment),
+        segmentation=segmentation,
         adapt=adapt and adapt.value,
         beam=beam,
         lm_weight=lm_weight,
         nbest=nbest if nbest > 1 else None,
     )
     if plot:
-        recogniser.on_segment = _plotter(recogniser, {file.name: str(output) for file, output in wanted})
+        recogniser.on_segment = _plotter(recogniser, {name: output for _, name, output in wanted}, complain)
     to_stdout = get_writer("jsonl" if formats == ["json"] else formats[0])
-    failed = False
+    sources, names = [source for source, _, _ in wanted], [name for _, name, _ in wanted]
+    output_of = {id(source): output for source, _, output in wanted}
     with AudioProgress(sources) as progress:
-        results = recogniser.transcribe_all(sources, [file.name for file, _ in wanted], progress.advance)
-        for (_, output), (_, result) in zip(wanted, results, strict=True):
+        for source, result in recogniser.transcribe_all(sources, names, progress.advance, in_order=not output_dir):
             with progress.hidden():
                 if isinstance(result, AudioError):
-                    failed = True
-                    _complain(result)
+                    complain(result)
                 elif output_dir:
                     for suffix in formats:
-                        write_file(_shown(result, suffix, words), f"{output}.{suffix}", suffix)
+                        try:
+                            write_file(_shown(result, suffix, words), f"{output_of[id(source)]}.{suffix}", suffix)
+                        except AsrError as error:
+                            complain(error)
                 else:
                     to_stdout.write(_shown(result, formats[0], words), sys.stdout)
                     sys.stdout.flush()
@@ -221,7 +250,9 @@ def _shown(transcript: Transcript, format: str, words: bool) -> Transcript:
     return replace(transcript, segments=tuple(replace(segment, words=()) for segment in transcript.segments))
 
 
-def _plotter(recogniser: Transcriber, outputs: Mapping[str, str]) -> Callable[..., None]:
+def _plotter(
+    recogniser: Transcriber, outputs: Mapping[str, Path], complain: Callable[[AsrError], None]
+) -> Callable[..., None]:
     """A drawing of each segment, beside the results of its file."""
     from asr.plots import plot_attention, save_figure
 
@@ -238,7 +269,10 @@ def _plotter(recogniser: Transcriber, outputs: Mapping[str, str]) -> Callable[..
         figure = plot_attention(
             weights, labels, log_mel, frontend.hop, segment.text, segment.start, frontend.sample_rate
         )
-        save_figure(figure, f"{outputs[name]}.{segment.start:08.2f}.png")
+        try:
+            save_figure(figure, f"{outputs[name]}.{segment.start:08.2f}.png")
+        except AsrError as error:
+            complain(error)
 
     return draw
 
@@ -351,32 +385,40 @@ class By(StrEnum):
 """,
 )
 def score_command(
-    reference: Annotated[Path, typer.Argument(metavar="REF", help="`ID TEXT` lines, or trn: `TEXT (ID)`.")],
-    hypothesis: Annotated[Path, typer.Argument(metavar="HYP", help="What was recognised, in either form.")],
+    reference: Annotated[
+        Path, typer.Argument(readable=False, metavar="REF", help="`ID TEXT` lines, or trn: `TEXT (ID)`.")
+    ],
+    hypothesis: Annotated[
+        Path, typer.Argument(readable=False, metavar="HYP", help="What was recognised, in either form.")
+    ],
     second: Annotated[
-        Path | None, typer.Argument(metavar="[HYP_B]", help="Another system to compare HYP with.")
+        Path | None, typer.Argument(readable=False, metavar="[HYP_B]", help="Another system to compare HYP with.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON; rates are fractions.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page with every error marked.")] = None,
+    html: Annotated[Path | None, typer.Option(readable=False, help="Write a page with every error marked.")] = None,
     by: Annotated[By | None, typer.Option(help="Break the WER down.")] = None,
     top: Annotated[int, typer.Option("--confusions", min=0, help="Print the N most frequent errors.")] = 0,
     normalize: Annotated[bool, typer.Option("--normalize", help="Spell out digits, drop punctuation.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write ref.trn, hyp.trn, wer.txt and wer.json here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(readable=False, help="Write ref.trn, hyp.trn, wer.txt and wer.json here.")
+    ] = None,
 ) -> None:
     """Word and character error rates of HYP against REF."""
     from asr import scoring
-    from asr.writers import write_atomically
+    from asr.writers import printable, write_atomically
 
     references = scoring.read_transcripts(reference, normalize)
     hypotheses = scoring.read_transcripts(hypothesis, normalize)
-    result = scoring.write_scores(output, references, hypotheses) if output else scoring.score(references, hypotheses)
-    other = second and scoring.score(references, scoring.read_transcripts(second, normalize))
+    compared = references, hypotheses, (reference, hypothesis)
+    result = scoring.write_scores(output, *compared) if output else scoring.score(*compared)
+    other = second and scoring.score(references, scoring.read_transcripts(second, normalize), (reference, second))
     comparison = other and scoring.paired_bootstrap(result, other)
     groups = {By.speaker: scoring.by_speaker, By.length: scoring.by_length}[by](result) if by else []
     frequent = scoring.confusions(result, top)
     if html:
         with write_atomically(html) as file:
-            file.write(scoring.html_report(result, f"{hypothesis.name} against {reference.name}"))
+            title = f"{printable(hypothesis.name)} against {printable(reference.name)}"
+            file.write(scoring.html_report(result, title))
     if as_json:
         figures = scoring.as_dict(result)
         if other and comparison:
@@ -388,8 +430,9 @@ def score_command(
         typer.echo(json.dumps(figures, indent=2))
         return
     typer.echo(scoring.format_summary(result))
-    if other and comparison:
-        typer.echo(f"\n{second}\n{scoring.format_summary(other)}\n\n{scoring.format_comparison(comparison)}")
+    if second and other and comparison:
+        summary = f"{scoring.format_summary(other)}\n\n{scoring.format_comparison(comparison)}"
+        typer.echo(f"\n{printable(second)}\n{summary}")
     if by:
         typer.echo(f"\nWER by {by}\n{scoring.format_groups(groups)}")
     if top:
@@ -405,6 +448,9 @@ def run() -> NoReturn:
     # PyTorch's import makes a million objects that stay: looking for garbage among them, and taking them down one by
     # one in the end, costs nearly a second.
     gc.disable()
+    # Closed ones are None. What is written to standard output must not be lost without a word.
+    sys.stdout = sys.stdout or open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         main()
         code: Any = 0
@@ -417,15 +463,18 @@ def run() -> NoReturn:
 
 
 def main() -> None:
-    """Every AsrError becomes one line on standard error and exit code 2."""
+    """Every AsrError becomes one line on standard error and exit code 2; so does output that cannot be written."""
     try:
-        app()
+        app()  # ends quietly with exit code 1 where nobody reads any more: asr transcribe ... | head
     except AsrError as error:
         _complain(error)
-        sys.exit(2)
-    except BrokenPipeError:  # asr transcribe ... | head
-        sys.stderr.close()
-        sys.exit(0)
+    except OSError as error:
+        if error.errno is None:  # no file's: a library that cannot be loaded, say
+            raise
+        reason = error.strerror
+        named = f"{error.filename}: {reason}" if error.filename else f"standard output: cannot be written ({reason})"
+        _complain(AsrError(named))
+    sys.exit(2)
 
 
 if __name__ == "__main__":

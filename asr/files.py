@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from asr.audio import audio_below
 from asr.errors import AudioError, ConfigError
-from asr.writers import get_writer
+from asr.writers import get_writer, printable
 
 __all__ = ["STDIN", "AudioFile", "find_audio", "open_audio", "output_paths", "parse_formats"]
 
@@ -30,27 +30,34 @@ class AudioFile:
 
     @property
     def name(self) -> str:
-        return "stdin" if self.path == STDIN else str(self.path)
+        """What messages and results call it."""
+        return "stdin" if self.path == STDIN else printable(self.path)
 
 
-def find_audio(named: Iterable[Path], recursive: bool = False) -> list[AudioFile]:
-    """The files in order; a folder stands for the audio files in it, or with `recursive` also for those further down.
+def find_audio(named: Iterable[Path], recursive: bool = False) -> tuple[list[AudioFile], list[AudioError]]:
+    """The files in order, and what is wrong with folders that hold none or cannot be read.
+
+    A folder stands for the audio files in it, or with `recursive` also for those further down.
 
     Raises:
-        ConfigError: a folder holds none, or standard input is named twice.
+        ConfigError: standard input is named twice.
     """
     files: list[AudioFile] = []
+    errors: list[AudioError] = []
     for path in named:
-        if not path.is_dir() or path == STDIN:
+        if path == STDIN or not os.path.isdir(path):  # unlike Path.is_dir, never raises
             files.append(AudioFile(path))
             continue
-        inside = audio_below(path, recursive)
-        if not inside:
-            raise ConfigError(f"{path}: no audio files in this folder" + ("" if recursive else "; try --recursive"))
+        unread: list[OSError] = []
+        inside = audio_below(path, recursive, unread.append)
         files += [AudioFile(p, p.parent.relative_to(path)) for p in inside]
+        errors += [AudioError(f"{error.filename}: cannot be read ({error.strerror})") for error in unread]
+        if not inside and not unread:
+            hint = "" if recursive else "; try --recursive"
+            errors.append(AudioError(f"{path}: no audio files in this folder{hint}"))
     if sum(file.path == STDIN for file in files) > 1:
         raise ConfigError("-: standard input can be read once only")
-    return files
+    return files, errors
 
 
 def open_audio(file: AudioFile) -> Path | BinaryIO:
@@ -61,8 +68,10 @@ def open_audio(file: AudioFile) -> Path | BinaryIO:
     """
     if file.path != STDIN:
         return file.path
-    spool = tempfile.TemporaryFile(prefix="asr-stdin-")  # noqa: SIM115 - is gone when nobody reads it any more
+    if sys.stdin is None:
+        raise AudioError("stdin: cannot be read (it is closed)")
     try:
+        spool = tempfile.TemporaryFile(prefix="asr-stdin-")  # noqa: SIM115 - is gone when nobody reads it any more
         shutil.copyfileobj(sys.stdin.buffer, spool)
     except OSError as error:
         raise AudioError(f"stdin: cannot be read ({error.strerror or error})") from error
@@ -85,24 +94,27 @@ def output_paths(files: Sequence[AudioFile], folder: Path) -> list[Path]:
     The folder is made, so that it is known before any work is done whether it can be written.
 
     Raises:
-        ConfigError: the folder cannot be written, or two results would be one file.
+        ConfigError: the folder cannot be written, or a file is named twice.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot write there ({error.strerror}); choose another --output-dir") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"{folder}: cannot write there (no permission); choose another --output-dir")
     stems = [file.below / ("stdin" if file.path == STDIN else file.path.stem) for file in files]
     times = Counter(stems)
-    # a.wav and a.mp3, or x/a.wav and y/a.wav, must not overwrite each other.
-    names = [
-        stem if times[stem] == 1 else stem.parent / "_".join(file.path.parts).replace("/", "")
-        for stem, file in zip(stems, files, strict=True)
-    ]
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise ConfigError(f"{repeated[0]}: named more than once; name each file once")
-    return [folder / name for name in names]
+    taken: dict[Path, AudioFile] = {}
+    for stem, file in zip(stems, files, strict=True):
+        # a.wav and a.mp3, or x/a.wav and y/a.wav, must not overwrite each other, nor x_y/a.wav and x/y/a.wav.
+        full = stem if times[stem] == 1 else stem.parent / "_".join(file.path.parts).replace("/", "")
+        name, number = full, 1
+        while name in taken:
+            if taken[name].path == file.path:
+                raise ConfigError(f"{file.name}: named more than once; name each file once")
+            number += 1
+            name = full.with_name(f"{full.name}_{number}")
+        taken[name] = file
+    outputs = [folder / name for name in taken]
+    for place in dict.fromkeys([folder, *(output.parent for output in outputs)]):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{place}: cannot write there ({error.strerror}); choose another --output-dir") from error
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ConfigError(f"{place}: cannot write there (no permission); choose another --output-dir")
+    return outputs

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from asr.errors import AsrError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,10 +63,21 @@ def plot_attention(
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write PNG, SVG or PDF by the ending, complete or not at all."""
+    """Write PNG, SVG or PDF by the ending, complete or not at all.
+
+    Raises:
+        AsrError: the file cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format=path.suffix.lstrip(".") or "png", dpi=110)
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(partial, format=path.suffix.lstrip(".") or "png", dpi=110)
+        partial.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise AsrError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ class AudioProgress:
     def __init__(self, sources: Sequence[Any]) -> None:
         console = Console(stderr=True)
         self.shown = console.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), _AudioTime(), _Speed(), TimeRemainingColumn())
+        name = TextColumn("{task.description}", markup=False)
+        columns = (name, BarColumn(), _AudioTime(), _Speed(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=console, transient=True, disable=not self.shown, redirect_stdout=False)
         self.task = self.bar.add_task("", total=sum(map(_seconds, sources)) if self.shown else None)
 
@@ -63,6 +65,8 @@ def _clock(seconds: float) -> str:
 
 
 def _seconds(source: Any) -> float:
+    if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
+        return 0.0  # a pipe can be read once only
     try:
         return audio.duration(source)
     except AudioError:  # is reported when its turn comes

@@ -214,20 +214,23 @@ def read_transcripts(path: str | os.PathLike[str], normalize: bool = False) -> d
 # --- counting ---
 
 
-def score(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> Score:
+def score(
+    references: Mapping[str, str], hypotheses: Mapping[str, str], names: tuple[object, object] | None = None
+) -> Score:
     """Align every hypothesis with the reference of the same id and count the errors. Texts are compared as they are,
-    split at white space.
+    split at white space. `names`: the files of references and hypotheses, for messages.
 
     Raises:
         ScoringError: the ids differ, or there is not one reference word.
     """
     import jiwer
 
-    _check_ids(references, hypotheses, "hypothesis", "reference")
+    _check_ids(references, hypotheses, "hypothesis", "reference", names)
     ids = list(references)
     pairs = [(" ".join(references[i].split()), " ".join(hypotheses[i].split())) for i in ids]
     if not any(reference for reference, _ in pairs):
-        raise ScoringError("the references hold no words, so there is no error rate")
+        where, advice = (f"{names[0]}: ", "; write down what was said") if names else ("", "")
+        raise ScoringError(f"{where}the references hold no words, so there is no error rate{advice}")
     # An empty reference is all insertions; jiwer is not asked, as its versions differ in whether they take one.
     filled = [pair for pair in pairs if pair[0]]
     words = jiwer.process_words([pair[0] for pair in filled], [pair[1] for pair in filled])
@@ -268,16 +271,24 @@ def score(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> Score
     )
 
 
-def _check_ids(wanted: Mapping[str, Any], found: Mapping[str, Any], what: str, of: str) -> None:
-    def some(ids: list[str]) -> str:
-        return ", ".join(ids[:NAMED_IDS]) + (", ..." if len(ids) > NAMED_IDS else "")
-
-    missing = [i for i in wanted if i not in found]
-    if missing:
-        raise ScoringError(f"{len(missing)} of {len(wanted)} utterances have no {what}: {some(missing)}")
-    extra = [i for i in found if i not in wanted]
-    if extra:
-        raise ScoringError(f"{len(extra)} of {len(found)} utterances have no {of}: {some(extra)}")
+def _check_ids(
+    wanted: Mapping[str, Any],
+    found: Mapping[str, Any],
+    what: str,
+    of: str,
+    names: tuple[object, object] | None = None,
+) -> None:
+    for ids, others, lacking, files in ((wanted, found, what, names), (found, wanted, of, names and names[::-1])):
+        missing = [i for i in ids if i not in others]
+        if not missing:
+            continue
+        count = f"{len(missing)} of {len(ids)} utterances"
+        some = ", ".join(missing[:NAMED_IDS]) + (", ..." if len(missing) > NAMED_IDS else "")
+        if not files:
+            raise ScoringError(f"{count} have no {lacking}: {some}")
+        source, lacks = files
+        advice = f"add them, or take them out of {source}"
+        raise ScoringError(f"{lacks}: {count} of {source} have no {lacking}: {some}; {advice}")
 
 
 def _edits(chunks: Iterable[Any], reference: list[str], hypothesis: list[str]) -> Iterator[Edit]:
@@ -588,15 +599,20 @@ def _article(utterance: UtteranceScore) -> str:
 
 
 def write_scores(
-    output_dir: str | os.PathLike[str], references: Mapping[str, str], hypotheses: Mapping[str, str]
+    output_dir: str | os.PathLike[str],
+    references: Mapping[str, str],
+    hypotheses: Mapping[str, str],
+    names: tuple[object, object] | None = None,
 ) -> Score:
     """Score, and write ref.trn, hyp.trn, wer.txt and wer.json into `output_dir`, which is made if need be.
+
+    `names` as in `score`.
 
     Raises:
         ScoringError: as `score`; or an id that the trn format cannot hold.
         AsrError: a file cannot be written.
     """
-    result = score(references, hypotheses)
+    result = score(references, hypotheses, names)
     for utterance in result.per_utterance:
         if not re.fullmatch(r"[^\s()]+", utterance.id):
             raise ScoringError(f"utterance id {utterance.id!r} has white space or parentheses, or is empty")

@@ -30,6 +30,7 @@ __all__ = [
     "as_dict",
     "file_id",
     "get_writer",
+    "printable",
     "segment_as_dict",
     "write_atomically",
     "write_file",
@@ -116,6 +117,11 @@ def _number(value: float | None, digits: int) -> float | None:
 
 def _times(part: Word | Segment) -> dict[str, Any]:
     return {"start": _number(part.start, 3), "end": _number(part.end, 3)}
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """The path as text that can be written anywhere, though its bytes need not be UTF-8."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def file_id(audio: str) -> str:
@@ -387,6 +393,8 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         AsrError: the file cannot be written.
     """
     path = Path(path)
+    if not path.name:
+        raise AsrError(f"{path}: cannot be written (a folder); name a file")
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:

@@ -254,6 +254,14 @@ def test_no_permission(monkeypatch):
     assert reason_of("talk.mp3") == "talk.mp3: no permission to read it"
 
 
+def test_a_disk_that_fails():
+    class Failing(io.BytesIO):
+        def read(self, *_):
+            raise OSError(5, "Input/output error")
+
+    assert reason_of(Failing(b"RIFF"), name="talk.wav") == "talk.wav: cannot be read (Input/output error)"
+
+
 def test_paths_the_system_refuses():
     assert reason_of("a\0b").endswith("cannot be opened (embedded null byte)")
     assert reason_of("a" * 300).endswith("cannot be opened (File name too long)")

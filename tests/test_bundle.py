@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import pytest
 import torch
 import yaml
@@ -52,9 +54,11 @@ def test_in_8_bits_the_matrices_take_half_the_room_and_come_back_nearly_alike(to
         load_bundle(folder)
 
 
-def test_what_is_missing_or_damaged_is_named(toy_bundle, tmp_path):
+def test_what_is_missing_or_damaged_is_named(toy_bundle, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"nowhere: not a model folder: config.yaml is missing"):
         load_bundle(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match=r"a/config.yaml: cannot be read \(File name too long\)"):
+        load_bundle(tmp_path / ("a" * 300))
     config = yaml.safe_load((toy_bundle / "config.yaml").read_text())
 
     def with_config(**changes):
@@ -63,9 +67,16 @@ def test_what_is_missing_or_damaged_is_named(toy_bundle, tmp_path):
 
     with pytest.raises(ModelError, match=r"newer version \(format 99\); upgrade asr"):
         load_bundle(with_config(format=99))
+    (toy_bundle / "config.yaml").write_text(yaml.safe_dump({k: v for k, v in config.items() if k != "training"}))
+    with pytest.raises(ModelError, match=r"config.yaml: damaged .*'training'"):
+        load_bundle(toy_bundle)
     with pytest.raises(ModelError, match=r"config.yaml: damaged .*unknown setting model.colour"):
         load_bundle(with_config(model={"colour": "red"}))
     encoder = config["model"]["encoder"] | {"layers": 3}
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_text", Mock(side_effect=OSError(5, "Input/output error")))
+        with pytest.raises(ModelError, match=r"config.yaml: damaged .*Input/output error"):
+            load_bundle(toy_bundle)
     with pytest.raises(ModelError, match=r"weights do not fit config.yaml .*layers.2"):
         load_bundle(with_config(model=config["model"] | {"encoder": encoder}))
     (toy_bundle / "config.yaml").write_text("a: [1, 2")

@@ -1,5 +1,7 @@
+import errno
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -99,6 +101,45 @@ def test_files_of_one_name_do_not_overwrite_each_other(run, tmp_path):
     code, _, err = run("transcribe", "--output-dir", tmp_path / "out", paths[0], paths[0])
     assert code == 2
     assert "named more than once" in err
+    alike = [tmp_path / "x_y" / "a.wav", tmp_path / "x" / "y" / "a.wav"]
+    for path in alike:
+        path.parent.mkdir()
+        path.write_bytes(paths[0].read_bytes())
+    assert run("transcribe", "--output-dir", tmp_path / "more", *alike)[::2] == (0, "")
+    assert len(list((tmp_path / "more").iterdir())) == 2
+
+
+def test_results_may_come_in_any_order(run, files, tmp_path, monkeypatch):
+    orders = []
+    transcribe_all = Transcriber.transcribe_all
+
+    def backwards(self, sources, names, on_progress, in_order):
+        orders.append(in_order)
+        return reversed(list(transcribe_all(self, sources, names, on_progress)))
+
+    monkeypatch.setattr(Transcriber, "transcribe_all", backwards)
+    run("transcribe", "--output-dir", tmp_path, *files)
+    assert [run("transcribe", file)[1] for file in files] == [(tmp_path / f"{n}.txt").read_text() for n in "AC"]
+    assert orders == [False, True, True]
+
+
+def test_a_result_that_cannot_be_written_does_not_stop_the_others(run, files, tmp_path):
+    (tmp_path / "out" / "A.txt").mkdir(parents=True)
+    code, _, err = run("transcribe", "--output-dir", tmp_path / "out", "--format", "txt,json", *files)
+    assert (code, err) == (2, f"error: {tmp_path}/out/A.txt: cannot be written (Is a directory)\n")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["A.json", "A.txt", "C.json", "C.txt"]
+
+
+def test_names_that_are_not_utf_8(run, files, tmp_path):
+    odd = files[0].rename(tmp_path / os.fsdecode(b"lat\xe9in.flac"))
+    code, out, _ = run("transcribe", "--format", "json", odd, files[1])
+    assert code == 0
+    assert [json.loads(line)["audio"] for line in out.splitlines()] == [f"{tmp_path}/lat\ufffdin.flac", str(files[1])]
+    assert run("transcribe", "--output-dir", tmp_path / "out", "--format", "json", odd)[0] == 0
+    assert os.listdir(os.fsencode(tmp_path / "out")) == [b"lat\xe9in.json"]
+    texts = tmp_path / os.fsdecode(b"t\xe9xt")
+    texts.write_text("u1 THE CAT\n")
+    assert run("score", texts, texts, texts, "--html", tmp_path / "page.html")[0] == 0
 
 
 def test_several_formats_at_once(run, files, tmp_path):
@@ -162,6 +203,13 @@ def test_standard_input(run, files, monkeypatch):
     assert json.loads(run("transcribe", "-", "--format", "json")[1])["audio"] == "stdin"
 
 
+def test_closed_standard_input(run, files, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, out, err = run("transcribe", "-", files[0])
+    assert (code, out.count("\n"), err) == (2, 1, "error: stdin: cannot be read (it is closed)\n")
+    assert run("transcribe", "-") == (2, "", err)
+
+
 class _Pipe(io.RawIOBase):
     """Bytes that cannot seek."""
 
@@ -187,9 +235,47 @@ def test_folders(run, files, tmp_path):
     run("transcribe", "--recursive", "--output-dir", out, below.parent)
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*.txt")) == ["B.txt", "monday/C.txt"]
     (tmp_path / "none").mkdir()
-    assert run("transcribe", tmp_path / "none") == (
-        2, "", f"error: {tmp_path / 'none'}: no audio files in this folder; try --recursive\n",
-    )  # fmt: skip
+    complaint = f"error: {tmp_path / 'none'}: no audio files in this folder; try --recursive\n"
+    assert run("transcribe", tmp_path / "none") == (2, "", complaint)
+    code, text, err = run("transcribe", tmp_path / "none", below.parent)
+    assert (code, text.count("\n"), err) == (2, 1, complaint)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "monday").write_text("")
+    code, _, err = run("transcribe", "--recursive", "--output-dir", tmp_path / "taken", below.parent)
+    assert code == 2
+    assert err == f"error: {tmp_path}/taken/monday: cannot write there (File exists); choose another --output-dir\n"
+
+
+def test_a_folder_without_permission_is_reported(run, files, tmp_path, monkeypatch):
+    (tmp_path / "talks" / "locked").mkdir(parents=True)
+    files[0].rename(tmp_path / "talks" / "A.flac")
+    files[1].rename(tmp_path / "talks" / "locked" / "C.flac")
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    code, out, err = run("transcribe", "--recursive", tmp_path / "talks")
+    assert (code, out.count("\n")) == (2, 1)
+    assert err == f"error: {tmp_path}/talks/locked: cannot be read (Permission denied)\n"
+
+
+def test_whether_a_file_can_be_read_is_left_to_those_who_read_it(run, files, tmp_path, monkeypatch):
+    (tmp_path / "ref.txt").write_text("u1 THE CAT\n")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert run("transcribe", *files)[0] == 0
+    paths = [tmp_path / "ref.txt"] * 3
+    (tmp_path / "page.html").write_text("")
+    assert run("score", *paths, "--html", tmp_path / "page.html", "--output", tmp_path)[0] == 0
+
+
+def test_a_name_that_is_too_long_does_not_stop_the_others(run, files):
+    code, out, err = run("transcribe", "a" * 300, files[0])
+    assert (code, out.count("\n")) == (2, 1)
+    assert err.endswith(": cannot be opened (File name too long)\n")
 
 
 def test_skip_existing(run, files, tmp_path, monkeypatch):
@@ -212,6 +298,27 @@ def test_plot(run, files, tmp_path):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_plot_without_output_dir(run, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "A.flac").write_bytes(files[0].read_bytes())
+    assert run("transcribe", "--plot", "A.flac", "x/A.flac")[0] == 0
+    first, second = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert (first[:7], second[:9]) == ("A.flac.", "x_A.flac.")
+
+
+def test_a_drawing_that_cannot_be_written_does_not_stop_the_transcripts(run, files, tmp_path, monkeypatch):
+    def full(self, path, **_):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    code, _, err = run("transcribe", "--plot", "--output-dir", tmp_path / "out", *files)
+    assert code == 2
+    assert err.count("\n") == err.count(".png: cannot be written (No space left on device)\n") > 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["A.txt", "C.txt"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -223,6 +330,7 @@ def test_plot(run, files, tmp_path):
         (("--nbest", "3"), "only json and jsonl have room"),
         (("--format", "json", "--beam", "2", "--nbest", "3"), "nbest must be 1 .. beam (2), got 3"),
         (("-", "-"), "standard input can be read once only"),
+        (("--max-segment", "inf"), "--max-segment inf: "),
     ],
 )
 def test_options_that_cannot_work(run, files, options, message):
@@ -318,6 +426,7 @@ def test_listen_without_its_extra(run, monkeypatch):
         (("transcribe", "--model", "/no/model", "a.wav"), "error: /no/model: no such model folder"),
         (("transcribe", "/no/such.wav"), "error: /no/such.wav: no such file"),
         (("score", "/no/ref", "/no/hyp"), "error: /no/ref"),
+        (("info", "--model", "a" * 300), f"error: {'a' * 300}: no such model folder"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(run, arguments, message):
@@ -325,6 +434,32 @@ def test_errors_are_one_line_and_exit_code_2(run, arguments, message):
     assert (code, out) == (2, "")
     assert err.startswith(message)
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["transcribe", "listen"])
+def test_more_threads_than_there_can_be(run, command):
+    code, _, err = run(command, "--threads", 3_000_000_000, *["a.wav"] * (command == "transcribe"))
+    assert code == 2
+    assert "1024" in err
+
+
+@pytest.mark.parametrize("command", ["transcribe", "score", "info"])
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (errno.ENOSPC, 2, "error: standard output: cannot be written (No space left on device)\n"),
+        (errno.EPIPE, 1, ""),  # asr ... | head
+    ],
+)
+def test_output_that_cannot_be_written(run, files, tmp_path, monkeypatch, command, error, code, message):
+    class Output(io.StringIO):
+        def flush(self):
+            raise OSError(error, os.strerror(error))
+
+    (tmp_path / "ref.txt").write_text("u1 THE CAT\n")
+    arguments = {"transcribe": files, "score": [tmp_path / "ref.txt"] * 2, "info": ["--json"]}[command]
+    monkeypatch.setattr(sys, "stdout", Output())
+    assert run(command, *arguments)[::2] == (code, message)
 
 
 def test_silence(run, tmp_path):
@@ -349,7 +484,9 @@ def test_score(run, tmp_path):
     hyp.write_text("THE CAT (u1)\n")
     code, out, err = run("score", ref, hyp)
     assert (code, out) == (2, "")
-    assert "u2" in err
+    assert err.startswith(f"error: {hyp}: 1 of 2 utterances of {ref} have no hypothesis: u2; ")
+    assert run("score", ref, ref, hyp) == (code, out, err)
+    assert run("score", ref, hyp, "--output", tmp_path / "out") == (code, out, err)
 
 
 def test_info(run, toy_bundle):
@@ -394,6 +531,18 @@ def test_an_unforeseen_asr_error_is_one_line_too(run, monkeypatch, files):
     assert run("transcribe", files[0]) == (2, "", "error: two lines\n")
 
 
+def test_an_unforeseen_error_of_the_system_is_not_taken_for_one_of_the_output(run, monkeypatch, files):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("asr.transcriber.load_model", fail)
+    error = PermissionError(errno.EACCES, "Permission denied", "some.bin")
+    assert run("transcribe", files[0]) == (2, "", "error: some.bin: Permission denied\n")
+    error = OSError("libcudart.so: cannot open shared object file")
+    with pytest.raises(OSError, match="libcudart"):
+        run("transcribe", files[0])
+
+
 def test_import_is_quick_and_pulls_in_no_training_code():
     code = (
         "import time, sys; t = time.perf_counter(); import asr; t = time.perf_counter() - t;"
@@ -427,3 +576,13 @@ def test_the_program_itself(toy_bundle, files):
     assert done.stdout.endswith("\n")
     assert subprocess.run([*program, "--version"], capture_output=True).returncode == 0
     assert subprocess.run([*program, "transcribe", "--beam", "x", "a.wav"], capture_output=True).returncode == 2
+
+
+def test_closed_standard_output_and_error(tmp_path):
+    (tmp_path / "ref.txt").write_text("u1 THE CAT\n")
+    score = f"{sys.executable} -m asr.cli score ref.txt ref.txt"
+    done = subprocess.run(f"{score} >&-", shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: standard output: cannot be written (Bad file descriptor)\n"
+    done = subprocess.run(f"{score} 2>&-", shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout[:4], done.stderr) == (0, "WER ", "")

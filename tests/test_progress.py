@@ -1,4 +1,5 @@
 import io
+import os
 import re
 
 import numpy as np
@@ -33,6 +34,21 @@ def test_minutes_done_speed_and_name(screen, tmp_path):
     assert "talk.wav" in seen
     assert "0:01:02/1:01:40" in seen
     assert re.search(r"\d+x", seen)
+
+
+def test_names_are_no_markup(screen):
+    with AudioProgress([np.zeros(16000, np.float32)]) as bar:
+        bar.advance("x[/y].wav", 1.0)
+    assert "x[/y].wav" in screen.getvalue()
+
+
+def test_pipes_are_left_to_be_read(screen):
+    end, start = os.pipe()
+    os.write(start, b"audio")
+    os.close(start)
+    AudioProgress([f"/dev/fd/{end}"])
+    assert os.read(end, 9) == b"audio"
+    os.close(end)
 
 
 def test_nothing_is_written_where_nobody_watches(capsys):

@@ -125,6 +125,16 @@ def test_missing_ids():
     assert str(error.value) == "1 of 2 utterances have no reference: x"
 
 
+def test_messages_name_the_files():
+    names = ("r.txt", "h.txt")
+    with pytest.raises(ScoringError, match=r"^h.txt: 1 of 2 utterances of r.txt have no hypothesis: 1; .* of r.txt$"):
+        score({"0": "A", "1": "B"}, {"0": "A"}, names)
+    with pytest.raises(ScoringError, match=r"^r.txt: 1 of 2 utterances of h.txt have no reference: x; .* of h.txt$"):
+        score({"0": "A"}, {"0": "A", "x": "A"}, names)
+    with pytest.raises(ScoringError, match=r"^r.txt: the references hold no words, .*; write down what was said$"):
+        score({"0": ""}, {"0": "A"}, names)
+
+
 # --- reading ---
 
 

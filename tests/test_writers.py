@@ -330,3 +330,9 @@ def test_write_file_into_a_missing_folder(tmp_path, talk):
     with pytest.raises(AsrError) as error:
         write_file(talk, path)
     assert str(error.value) == f"{path}: cannot be written (No such file or directory)"
+
+
+@pytest.mark.parametrize("path", [".", ""])
+def test_write_file_without_a_name(talk, path):
+    with pytest.raises(AsrError, match=r"^\.: cannot be written \(a folder\); name a file$"):
+        write_file(talk, path, "txt")

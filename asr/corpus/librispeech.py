@@ -225,7 +225,8 @@ def _corpus_folders(root: str | Path) -> list[Path]:
     """The folders that may hold subsets: root/LibriSpeech, root."""
     root = Path(os.path.abspath(Path(root).expanduser()))
     if not root.is_dir():
-        raise CorpusError(f"no folder {root}; set corpus.root to the folder that holds LibriSpeech/")
+        setting = "corpus.root (of augment.py and splice.py: root)"
+        raise CorpusError(f"no folder {root}; set {setting} to the folder that holds LibriSpeech/")
     return [folder for folder in (root / "LibriSpeech", root) if folder.is_dir()]
 
 

@@ -193,7 +193,7 @@ def test_transcript_that_is_not_utf8_and_byte_order_mark(corpus):
 def test_missing_folders_name_what_is_there(corpus, tmp_path):
     with pytest.raises(CorpusError, match=r"no subset dev-clean in .*LibriSpeech; found there: dev-toy, train-toy$"):
         scan(corpus, "dev-clean")
-    with pytest.raises(CorpusError, match=r"no folder .*nowhere; set corpus.root"):
+    with pytest.raises(CorpusError, match=r"nowhere; set corpus.root \(of augment.py and splice.py: root\)"):
         scan(tmp_path / "nowhere", "dev-clean")
     (tmp_path / "bare").mkdir()
     with pytest.raises(CorpusError, match=r"found there: no subset at all"):
