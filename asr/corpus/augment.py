@@ -197,8 +197,12 @@ def augment_subset(
 
 
 def find_recordings(folder: str | Path) -> list[Path]:
-    """All audio files below a folder; CorpusError where there are none."""
-    found = audio.audio_below(folder)
+    """All audio files below a folder; CorpusError where there are none, or a folder cannot be read."""
+
+    def stop(error: OSError) -> None:
+        raise CorpusError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    found = audio.audio_below(folder, on_error=stop) if Path(folder).is_dir() else []
     if not found:
         raise CorpusError(f"{folder}: no recordings there; name a folder of audio files, or noises=null")
     return found

@@ -232,7 +232,7 @@ def _corpus_folders(root: str | Path) -> list[Path]:
 
 def _check_name(subset: str) -> None:
     if not subset or subset in (".", "..") or Path(subset).name != subset:
-        raise ConfigError(f"{subset!r} in corpus.subsets is not the name of a folder")
+        raise ConfigError(f"{subset!r} is not the name of a subset, which is that of its folder")
 
 
 def _subset_folder(root: str | Path, subset: str) -> Path:

@@ -1,5 +1,6 @@
 """What becomes of speech in a room, in noise and over the telephone, and the subset of such copies."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,16 @@ import soundfile
 from toy_speech import speak
 
 from asr.corpus import librispeech
-from asr.corpus.augment import AugmentConfig, add_noise, augment, augment_subset, coded, reverberate, telephone
+from asr.corpus.augment import (
+    AugmentConfig,
+    add_noise,
+    augment,
+    augment_subset,
+    coded,
+    find_recordings,
+    reverberate,
+    telephone,
+)
 from asr.errors import ConfigError, CorpusError
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +136,7 @@ def test_what_cannot_work_is_said_in_one_line(toy_corpus, noises, tmp_path, monk
 
     fails(ConfigError, "dev-toy is an evaluation set; augment training sets", subset="dev-toy")
     fails(CorpusError, "no recordings there; name a folder of audio files, or noises=null", noises=tmp_path)
+    fails(CorpusError, "no recordings there; name a folder", noises=tmp_path / "missing")
     augment_subset(toy_corpus, "train-toy", tmp_path / "a", WITHOUT_ROOMS)
     fails(ConfigError, "settings.json: was made with other settings", noises=noises)
     monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
@@ -141,3 +152,13 @@ def test_the_recipe_says_what_is_wrong_and_ends_with_2(tmp_path):
     command = [sys.executable, str(script), f"root={tmp_path}", f"output={tmp_path}", "mp3=3.0"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: AugmentConfig: mp3 must be from 0 to 1; got 3\n")
+
+
+def test_noises_that_cannot_be_read_are_not_left_out(tmp_path, monkeypatch):
+    def walk(folder, onerror=None):
+        onerror(PermissionError(13, "Permission denied", f"{folder}/private"))
+        return iter(())
+
+    monkeypatch.setattr(os, "walk", walk)
+    with pytest.raises(CorpusError, match=r"private: cannot be read \(Permission denied\)"):
+        find_recordings(tmp_path)

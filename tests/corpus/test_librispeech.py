@@ -219,7 +219,7 @@ def test_nothing_usable(corpus):
 
 @pytest.mark.parametrize("subset", ["../speech", "", ".", "a/b"])
 def test_subset_must_be_a_name(corpus, subset):
-    with pytest.raises(ConfigError, match=r"is not the name of a folder"):
+    with pytest.raises(ConfigError, match=r"is not the name of a subset"):
         scan(corpus, subset)
 
 
