@@ -28,7 +28,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], name: str = "") -> T:
             value = from_mapping(typing.cast(type, hint), value, f"{prefix}{key}")
         elif typing.get_origin(hint) is tuple:
             value = tuple(value)
-        elif hint is float and isinstance(value, int):
+        elif hint is float and type(value) is int:
             value = float(value)
         elif hint in (int, bool, str, float) and type(value) is not hint:
             raise ConfigError(f"{prefix}{key} should be {hint.__name__}, not {value!r}")

@@ -3,7 +3,7 @@
 
 setup_venv() {
     local wanted=$1 python stamp
-    if [ ! -x .venv/bin/python ]; then
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none, or making it was interrupted
         for python in "${PYTHON:-}" python3.13 python3.12 python3.11 python3 python; do
             [ -n "$python" ] && command -v "$python" >/dev/null &&
                 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break

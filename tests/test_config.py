@@ -18,6 +18,7 @@ def test_round_trip():
         ({"encoder": {"deep": 1}}, r"unknown setting model.encoder.deep; there are: d, dropout"),
         ({"encoder": {"d": "big"}}, r"model.encoder.d should be int, not 'big'"),
         ({"encoder": {"d": True}}, r"model.encoder.d should be int, not True"),
+        ({"encoder": {"dropout": True}}, r"model.encoder.dropout should be float, not True"),
         ({"encoder": {"d": 64}}, r"model: one d for h and s"),
         ({"speller": {"context": "none"}}, r"model.speller: context must be one of"),
     ],

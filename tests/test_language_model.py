@@ -349,14 +349,24 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(settings, tmp_path)
     a, b = (load_language_model(f"{run['output']}/model").state_dict() for run in (whole, stopped))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
+    tuned = tmp_path / "stopped" / "model" / "language_model.yaml"
+    tuned.write_text(tuned.read_text() + "decoding:\n  lm_weight: 0.4\n")  # as tune.py does
     train(stopped)  # finished already: nothing is done again
     assert len(history(stopped)) == 6
+    assert yaml.safe_load(tuned.read_text())["decoding"] == {"lm_weight": 0.4}
     with pytest.raises(ConfigError, match="holds a run already"):
         train(stopped | {"resume": "never"})
     with pytest.raises(ConfigError, match=r"another model \(d: 48 -> 32\)"):
         train(stopped | {"model": {"embedding": 8, "d": 32}})
     with pytest.raises(ModelError, match="no such checkpoint"):
         train(stopped | {"resume": str(tmp_path / "none.ckpt")})
+    other = tmp_path / "other"
+    other.mkdir()
+    lines = [line for part in ("held_out", "train") for line in PreparedText(settings["text"], part).lines()]
+    (other / "text.txt").write_text("\n".join(lines[:-1]))
+    prepare_text([other / "text.txt"], other, held_out=0.1)
+    with pytest.raises(ConfigError, match="has learned from another text; set text= back or choose another output="):
+        train(stopped | {"text": str(other)})
 
 
 def test_a_limit_in_minutes_ends_the_run_and_its_schedule(settings):

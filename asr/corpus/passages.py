@@ -99,11 +99,12 @@ def plan_batches(
 
 
 def read_batch(text: PreparedText, passages: Passages, batch: PassageBatch, tokenizer: CharTokenizer) -> Tensor:
-    """BOS, sentences with spaces between them, EOS, then padding: (R, windows * width + 1)."""
+    """BOS, sentences with spaces between them, EOS, then padding: (R, windows * width + 1); what is longer is cut."""
     ids = np.full((len(batch.passages), batch.windows * batch.width + 1), tokenizer.pad_id, dtype=np.int64)
     ids[:, 0] = tokenizer.bos_id
-    for row, passage in zip(ids, batch.passages, strict=True):
-        first = passages.first[passage]
+    for kept, passage in zip(ids, batch.passages, strict=True):
+        first, steps = passages.first[passage], passages.steps[passage]
+        row = kept if steps < len(kept) else np.empty(steps + 1, np.int64)
         position = 1
         for sentence in passages.order[first : first + passages.count[passage]]:
             characters = text[sentence]
@@ -111,6 +112,7 @@ def read_batch(text: PreparedText, passages: Passages, batch: PassageBatch, toke
             position += len(characters) + 1
             row[position - 1] = tokenizer.space_id
         row[position - 1] = tokenizer.eos_id
+        kept[1:] = row[1 : len(kept)]
     return torch.from_numpy(ids)
 
 
@@ -142,9 +144,10 @@ class PassageSource:
         """
         self.text, self.tokenizer = text, tokenizer
         self.passages = Passages.draw(text.lengths, join, (seed, 0))
-        self.plan = plan_batches(self.passages.steps, batch_characters, longest, seed=(seed, 0))
+        steps = np.minimum(self.passages.steps, longest)
+        self.plan = plan_batches(steps, batch_characters, longest, seed=(seed, 0))
 
     def __getitem__(self, number: int) -> Tensor:
         """Batch `number`, from 0 on: (R, T + 1) ids beginning with BOS, padded with 0."""
         batch = self.plan[number % len(self.plan)]
-        return read_batch(self.text, self.passages, batch, self.tokenizer)[:, : batch.width + 1]
+        return read_batch(self.text, self.passages, batch, self.tokenizer)

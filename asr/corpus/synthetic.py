@@ -276,7 +276,7 @@ def synthesize(
     if count > reader.available:
         most = reader.available * config.chapter_minutes / 60
         raise CorpusError(f"{text}: long enough for {most:.2f} hours, not {hours:g}; add text or lower hours")
-    claim_folder(folder, {"text": str(text), **to_mapping(config)})
+    claim_folder(folder, {"text": str(text), "digest": reader.text.digest, **to_mapping(config)})
     missing = [chapter for chapter in range(count) if not reader.transcript(chapter).is_file()]
     seconds = len(missing) * config.chapter_minutes * 60
     write_chapters("read chapters aloud", folder, missing, count - len(missing), seconds, reader.read, processes)

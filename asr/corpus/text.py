@@ -12,6 +12,7 @@ import json
 import lzma
 import os
 import re
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -70,7 +71,7 @@ def read_sentences(path: str | Path) -> Iterator[str]:
                     yield _said(name, raw.decode("utf-8", errors="replace").strip())
         except (ValueError, KeyError, TypeError) as error:
             raise CorpusError(f"{file}: a line is no JSON with a text; name a supervisions_*.jsonl.gz") from error
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             detail = getattr(error, "strerror", None) or error
             raise CorpusError(f"{file}: cannot be read ({detail}); copy it again") from error
 
@@ -292,6 +293,11 @@ class PreparedText:
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """The ids of a sentence, without BOS and EOS."""
         return self.ids[self.starts[index] : self.starts[index] + self.lengths[index]]
+
+    @property
+    def digest(self) -> str:
+        """Tells this text from others."""
+        return hashlib.blake2b(self.ids.data, digest_size=8).hexdigest()
 
     def lines(self) -> list[str]:
         """All sentences, as characters again."""

@@ -34,11 +34,13 @@ from asr.corpus.passages import MULTIPLE, PassageBatch, Passages, plan_batches, 
 from asr.corpus.text import PreparedText
 from asr.errors import ConfigError
 from asr.model.language_model import (
+    SETTINGS,
     CharLanguageModel,
     LanguageModelConfig,
     LanguageModelState,
     language_model_summary,
     load_language_model,
+    read_settings,
     save_language_model,
 )
 from asr.tokenizer import CharTokenizer
@@ -321,7 +323,12 @@ class LanguageModelModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         carried = None if self.carried is None else (self.carried.s.float(), self.carried.c.float())
-        checkpoint["language_model"] = {"seconds": self.seconds, "characters": self.read, "carried": carried}
+        checkpoint["language_model"] = {
+            "seconds": self.seconds,
+            "characters": self.read,
+            "carried": carried,
+            "text": self.trainer.datamodule.digest,  # type: ignore[attr-defined]
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["language_model"]
@@ -343,6 +350,11 @@ class TextData(lightning.LightningDataModule):
         t = self.trainer
         epoch, rank, world_size = (t.current_epoch, t.global_rank, t.world_size) if t else (0, 0, 1)
         return WindowLoader(self.text, self.settings, self.tokenizer, epoch, rank, world_size)
+
+    @property
+    def digest(self) -> str:
+        """Tells what is learned from apart from other texts."""
+        return self.text.digest
 
     def about(self) -> dict[str, Any]:
         """The text, for a model's folder."""
@@ -467,6 +479,9 @@ def fit(settings: Mapping[str, Any], module: LanguageModelModule, make_data: Cal
         raise ConfigError("trainer.measurements and trainer.measured_sentences must be 1 or more")
     resume = _resume_from(settings, checkpoints, module)
     data = make_data()
+    if resume is not None and load_checkpoint(resume)["language_model"].get("text", data.digest) != data.digest:
+        # What its model's folder says of the text would not be true; and an LSTM's words would be others.
+        raise ConfigError(f"{resume}: has learned from another text; set text= back or choose another output=")
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
         make_writable(checkpoints, "output")
         # A run that goes on only replaces what it wrote itself.
@@ -512,7 +527,12 @@ def fit(settings: Mapping[str, Any], module: LanguageModelModule, make_data: Cal
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     folder = output / "model"
     if trainer.is_global_zero:
+        tuned = read_settings(folder).get("decoding")  # by tune.py, where the run was over already
         data.finish(folder, module)
+        if tuned:
+            settings = read_settings(folder) | {"decoding": tuned}
+            with write_atomically(folder / SETTINGS) as file:
+                yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
     return folder
 
 

@@ -6,6 +6,7 @@ The n-gram model says which words there are; the LSTM learns the most frequent o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping
@@ -161,6 +162,7 @@ class WordData(TextData):
         super().__init__(folder, settings, CharTokenizer())
         self.share, self.before = share, before
         model, self.tables, self.about_ngram = load_ngrams(ngram)
+        self.model_words = model.words
         self.words = WordText(self.text, model)
         self.held_out_words = WordText(self.held_out, model)
         if first is not None:
@@ -179,6 +181,11 @@ class WordData(TextData):
                 f"model.shortlist and model.rare ask for {words} words: {ngram} has {len(self.shortlist)}; lower them"
             )
         self.classes = class_table(model, self.shortlist)
+
+    @property
+    def digest(self) -> str:
+        words = "\n".join([super().digest, *(self.model_words[i] for i in self.shortlist)])
+        return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
 
     def train_dataloader(self) -> WindowLoader:
         t = self.trainer

@@ -35,8 +35,11 @@ setup_venv ".[train]"
 
 python recipes/language_model/prepare.py "${prepare[@]}" output="$output/text"
 if [[ $kind == words ]]; then
-    [[ -f $output/ngram/language_model.yaml ]] ||
+    text=$(cksum <"$output/text/train.ids")
+    if [[ ! -f $output/ngram/language_model.yaml || $(cat "$output/ngram/text" 2>/dev/null) != "$text" ]]; then
         python recipes/language_model/ngram.py text="$output/text" ngrams=700_000 output="$output/ngram"
+        echo "$text" >"$output/ngram/text"
+    fi
     python recipes/language_model/word_lstm.py text="$output/text" ngram="$output/ngram" output="$output" "${train[@]}"
 else
     python recipes/language_model/train.py text="$output/text" output="$output" "${train[@]}"

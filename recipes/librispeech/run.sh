@@ -56,13 +56,14 @@ if [[ $cores -gt 1 && -z $experiment ]] && ! python -c 'import sys, torch; sys.e
 fi
 stage() { # experiment, seconds of speech a batch, other settings
     local batch=$(($2 / processes))
-    "${launch[@]}" recipes/librispeech/train.py experiment="$1" corpus.batch_seconds=$batch "${common[@]}" "${@:3}"
+    "${launch[@]}" recipes/librispeech/train.py experiment="$1" corpus.batch_seconds=$batch "${common[@]}" "${@:3}" \
+        "${train[@]}"
 }
 
 python recipes/librispeech/prepare.py "${prepare[@]}" "corpus.subsets=[$trained,$dev]" output="$output/manifests"
-common=(corpus.manifests="$output/manifests" "corpus.train=[$trained]" "corpus.dev=[$dev]" "${train[@]}")
+common=(corpus.manifests="$output/manifests" "corpus.train=[$trained]" "corpus.dev=[$dev]")
 if [[ $experiment ]]; then
-    python recipes/librispeech/train.py experiment="$experiment" output="$output" "${common[@]}"
+    python recipes/librispeech/train.py experiment="$experiment" output="$output" "${common[@]}" "${train[@]}"
 else # by CTC alone, over phones too; then copies of what was heard, and synthetic voices where there is a text
     stage compact 100 output="$output/first" training.ctc_only_epochs=18 training.phones=0.5 trainer.max_epochs=18
     reader=model.speller.reader=0

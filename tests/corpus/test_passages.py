@@ -46,5 +46,7 @@ def test_longer_passages_end_where_an_utterance_would(text):
     source = PassageSource(text, TOKENIZER, 1000, longest=40)
     batches = [source[i] for i in range(len(source.plan))]
     assert max(rows.shape[1] for rows in batches) == 41
+    asked = sum(int((rows[:, 1:] != TOKENIZER.pad_id).sum()) for rows in batches)
+    assert asked == np.minimum(source.passages.steps, 40).sum()  # none ends before
     longest = next(rows for rows in batches if rows.shape[1] == 41 and (rows[:, -1] > TOKENIZER.eos_id).any())
     assert (longest[:, 0] == TOKENIZER.bos_id).all()

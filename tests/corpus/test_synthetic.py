@@ -110,6 +110,14 @@ def test_what_cannot_work_is_said_in_one_line(text, tmp_path, monkeypatch):
     fails(CorpusError, "no sentence read aloud lasts from 7", text, tmp_path,
           config=replace(CONFIG, min_seconds=7.0, max_seconds=7.1))  # fmt: skip
     read_aloud(text, tmp_path / "a", hours=0.001)
+    again = tmp_path / "text" / "again"  # in whose place another text is prepared, as when overlap_with is added
+    shutil.copytree(text, again)
+    read_aloud(again, tmp_path / "again", hours=0.001)
+    (again / "lines.txt").write_text(
+        "\n".join(PreparedText(text, "train").lines()[1:] + PreparedText(text, "held_out").lines())
+    )
+    prepare_text([again / "lines.txt"], again, held_out=0.3)
+    fails(ConfigError, r"settings.json: was made with other settings", again, tmp_path / "again", hours=0.001)
     fails(ConfigError, r"settings.json: was made with other settings", text, tmp_path / "a",
           config=replace(CONFIG, seed=2))  # fmt: skip
     (tmp_path / "file").write_text("")

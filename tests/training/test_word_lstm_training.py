@@ -181,6 +181,13 @@ def test_what_cannot_be_trained(settings, tmp_path):
         train(settings | {"model": settings["model"] | {"shortlist": 500}})
     with pytest.raises(ModelError, match="no language model there"):
         train(settings | {"ngram": str(tmp_path)})
+    settings["trainer"] |= {"max_steps": 2, "measurements": 1}
+    train(settings)
+    # On the same text, but with an n-gram model of other words, each of the LSTM's would be another.
+    tables = estimate(["BIRD ONE", "CAT TWO RARE", "FISH FIVE FOUR THREE ONE"] * 9, vocabulary=50, order=3, ngrams=1000)
+    other = save_word_lm(tmp_path / "other", tables, {"order": 3, "words": 1, "sentences": 1})
+    with pytest.raises(ConfigError, match="has learned from another text; set text= back"):
+        train(settings | {"ngram": str(other)})
 
 
 def test_training_goes_on_from_a_folder_of_both_on_another_text(settings, prepared, tmp_path):
