@@ -146,11 +146,15 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         model = ListenAttendSpell(from_mapping(ModelConfig, config["model"], "model"))
         frontend = from_mapping(FrontendConfig, config["frontend"], "frontend")
         tokenizer = CharTokenizer(config["tokenizer"]["characters"])
-        training = config["training"]
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError, ConfigError, OSError) as error:
+        training = dict(config["training"])
+        normalizer = Normalizer(frontend.n_mels, frontend.mean_prior / frontend.hop)
+        log_mel = LogMel(frontend)
+    except (  # what cannot work often shows only in what is made of it, each in its own way
+        OSError, yaml.YAMLError, ConfigError,
+        KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError,
+    ) as error:  # fmt: skip
         detail = " ".join(str(error).split())
         raise ModelError(f"{folder / 'config.yaml'}: damaged or not a model's settings ({detail})") from error
-    normalizer = Normalizer(frontend.n_mels, frontend.mean_prior / frontend.hop)
     tensors = read_weights(folder)
     try:
         for prefix, module in (("model.", model), ("normalizer.", normalizer)):
@@ -160,7 +164,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         raise ModelError(f"{folder}: weights do not fit config.yaml ({detail})") from error
     model.eval().requires_grad_(False)  # adapting goes back through the model, but not to its weights
     model.speller.pack()
-    bundle = Bundle(model, normalizer.eval(), LogMel(frontend).eval(), tokenizer, training, folder)
+    bundle = Bundle(model, normalizer.eval(), log_mel.eval(), tokenizer, training, folder)
     if (folder / WEIGHTS).is_file() or (folder / SETTINGS).is_file():
         bundle.language_model_path = folder
     return bundle.to(device)

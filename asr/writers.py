@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ __all__ = [
     "as_dict",
     "file_id",
     "get_writer",
+    "make_writable",
     "printable",
     "segment_as_dict",
     "write_atomically",
@@ -383,6 +385,20 @@ def get_writer(name: str) -> Writer:
     if key not in WRITERS:
         raise ConfigError(f"no output format {name!r}; there are {', '.join(WRITERS)}")
     return WRITERS[key]()
+
+
+def make_writable(folder: Path, name: str) -> None:
+    """Make a folder that the setting `name` gave.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot write there ({error.strerror}); choose another {name}=") from error
 
 
 @contextmanager

@@ -79,6 +79,20 @@ def test_what_is_missing_or_damaged_is_named(toy_bundle, tmp_path, monkeypatch):
             load_bundle(toy_bundle)
     with pytest.raises(ModelError, match=r"weights do not fit config.yaml .*layers.2"):
         load_bundle(with_config(model=config["model"] | {"encoder": encoder}))
+    for part, wrong in (
+        ("frontend", {"hop": 0}),
+        ("tokenizer", {"characters": "AA"}),
+        ("tokenizer", {"characters": None}),
+        ("model", {"encoder": config["model"]["encoder"] | {"layers": 0}}),
+        ("model", {"encoder": config["model"]["encoder"] | {"d": -2}}),
+    ):
+        with pytest.raises(ModelError, match=r"config.yaml: damaged"):
+            load_bundle(with_config(**{part: config[part] | wrong}))
+    whole = yaml.safe_dump(config, sort_keys=False)
+    for part in config:  # cut off after the name of each
+        (toy_bundle / "config.yaml").write_text(whole[: whole.index(f"{part}:") + len(part) + 1])
+        with pytest.raises(ModelError, match=r"config.yaml: damaged"):
+            load_bundle(toy_bundle)
     (toy_bundle / "config.yaml").write_text("a: [1, 2")
     with pytest.raises(ModelError, match=r"config.yaml: damaged"):
         load_bundle(toy_bundle)

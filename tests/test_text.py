@@ -141,9 +141,8 @@ def test_a_damaged_archive_and_an_empty_text_say_so(tmp_path):
     path.write_bytes(lzma.compress(b"ONE TWO\n" * 10_000)[:-20])
     with pytest.raises(CorpusError, match="cannot be read"):
         prepare_text([path], tmp_path / "out")
-    content = gzip.compress(np.random.default_rng(0).bytes(10_000))
     path = tmp_path / "text.txt.gz"
-    path.write_bytes(content[:5000] + bytes(200) + content[5200:])
+    path.write_bytes(gzip.compress(b"ONE TWO\n")[:10] + b"\xff" * 100)
     with pytest.raises(CorpusError, match=r"text.txt.gz: cannot be read"):
         prepare_text([path], tmp_path / "out")
     for line in ('{"id": "a"}', "ONE TWO", "[1]"):

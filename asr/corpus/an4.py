@@ -216,36 +216,43 @@ def convert(official: Path, part: str, folder: Path) -> list[Dropped]:
     """Lay one part of the official archive out like LibriSpeech in folder; returns what could not be read.
 
     Ids become `<speaker>-0-<utterance>`. Files converted before are left alone.
+
+    Raises:
+        CorpusError: the archive is not complete, or the folder cannot be written to.
     """
     etc = official / "etc" / f"an4_{part}.transcription"
     dropped: list[Dropped] = []
     transcripts: dict[str, list[str]] = {}
     listed = list(_listed(official, part))
-    with progress_bar(MofNCompleteColumn()) as progress:
-        for utterance, text, source in progress.track(listed, description=f"convert an4-{part}"):
-            # an251-fash-b: prompt, speaker, recording session
-            speaker = source.parent.name if source else [*utterance.split("-"), utterance][1]
-            identity = f"{speaker}-0-{utterance}"
-            if source is None:
-                dropped.append(Dropped(identity, "audio is missing", etc))
-                continue
-            target = folder / speaker / "0" / f"{identity}.flac"
-            if not (target.is_file() and target.stat().st_mtime >= source.stat().st_mtime):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                samples = _read(source)
-                if isinstance(samples, str):
-                    target.unlink(missing_ok=True)
-                    dropped.append(Dropped(identity, samples, source))
+    try:
+        with progress_bar(MofNCompleteColumn()) as progress:
+            for utterance, text, source in progress.track(listed, description=f"convert an4-{part}"):
+                # an251-fash-b: prompt, speaker, recording session
+                speaker = source.parent.name if source else [*utterance.split("-"), utterance][1]
+                identity = f"{speaker}-0-{utterance}"
+                if source is None:
+                    dropped.append(Dropped(identity, "audio is missing", etc))
                     continue
-                temporary = target.with_name(f".{target.name}.tmp")
-                soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
-                os.replace(temporary, target)
-            transcripts.setdefault(speaker, []).append(f"{identity} {text}".rstrip())
-    for speaker, lines in transcripts.items():
-        path = folder / speaker / "0" / f"{speaker}-0.trans.txt"
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+                target = folder / speaker / "0" / f"{identity}.flac"
+                if not (target.is_file() and target.stat().st_mtime >= source.stat().st_mtime):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    samples = _read(source)
+                    if isinstance(samples, str):
+                        target.unlink(missing_ok=True)
+                        dropped.append(Dropped(identity, samples, source))
+                        continue
+                    temporary = target.with_name(f".{target.name}.tmp")
+                    soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+                    os.replace(temporary, target)
+                transcripts.setdefault(speaker, []).append(f"{identity} {text}".rstrip())
+        for speaker, lines in transcripts.items():
+            path = folder / speaker / "0" / f"{speaker}-0.trans.txt"
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+    except (OSError, soundfile.LibsndfileError) as error:
+        place, reason = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
+        raise CorpusError(f"{place}: an4-{part} cannot be converted ({reason}); mend that and run again") from error
     if not transcripts:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in Counter(d.reason for d in dropped).items())
         raise CorpusError(f"an4-{part} in {official} has no usable utterance: {reasons or 'its transcripts are blank'}")

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -41,7 +42,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 
-from asr.errors import ModelError
+from asr.errors import CorpusError, ModelError
 from asr.model.language_model import WEIGHTS, check_settings, read_settings, write_folder
 from asr.tokenizer import CHARACTERS, CharTokenizer
 
@@ -112,10 +113,18 @@ def estimate(
         ngrams: how many of 2 and more words are kept, and some more where a kept one needs its beginning.
         lexicon: words known besides, however seldom they come; those that never do have what the interpolation leaves
             to every word alike.
+
+    Raises:
+        CorpusError: no word comes often enough to be known.
     """
     split = [sentence.split() for sentence in sentences]
     counts = Counter(word for sentence in split for word in sentence)
     words = sorted({w for w, n in counts.most_common(vocabulary) if n >= least_count}.union(lexicon))
+    if not words:
+        raise CorpusError(
+            f"none of {len(counts):,} different words is left with vocabulary={vocabulary} and "
+            f"least_count={least_count}; give more text"
+        )
     # Unknown words look like the rare ones.
     rare = [w for w, n in counts.items() if n <= 5 * least_count] or words
     tables = {
@@ -505,7 +514,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(content.tobytes()), allow_pickle=False) as tables:
             return {**tensors, **tables}
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    # RuntimeError: packed in a way zipfile cannot read, or encrypted; TokenError: numpy on an array's header
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, tokenize.TokenError) as error:
         raise ValueError(str(error)) from error
 
 

@@ -23,7 +23,7 @@ from asr.decoding.beam_search import DecodingConfig
 from asr.errors import CorpusError
 from asr.scoring import Score, bootstrap_interval, write_scores
 from asr.transcriber import Transcriber, find_model, pick_device
-from asr.writers import write_atomically
+from asr.writers import make_writable, write_atomically
 
 __all__ = ["batches", "decode", "pick_evenly"]
 
@@ -94,7 +94,7 @@ def decode(settings: Mapping[str, Any]) -> Score:
     if not cuts:
         raise CorpusError(f"{settings['corpus']['manifests']}: no utterances to decode")
     output = Path(settings["output"]).resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    make_writable(output, "output")
     nbest: dict[str, list[dict[str, Any]]] = {}
     processor, wall = time.process_time(), time.perf_counter()
     with Progress(transient=True) as progress:

@@ -52,8 +52,8 @@ from asr.training.checkpoint import (
     load_checkpoint,
 )
 from asr.training.module import TrainingStoppedError
-from asr.training.run import choose_accelerator, choose_precision, count_processes, differences, make_writable
-from asr.writers import write_atomically
+from asr.training.run import choose_accelerator, choose_precision, count_processes, differences
+from asr.writers import make_writable, write_atomically
 
 __all__ = [
     "LanguageModelModule",

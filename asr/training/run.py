@@ -8,7 +8,6 @@ import logging
 import os
 import random
 import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +44,7 @@ from asr.corpus.dataset import (
 )
 from asr.corpus.passages import PassageSource
 from asr.corpus.text import PreparedText
-from asr.errors import ConfigError, CorpusError
+from asr.errors import ConfigError, CorpusError, ModelError
 from asr.frontend import FrontendConfig, Normalizer
 from asr.model import ModelConfig
 from asr.model.language_model import load_language_model
@@ -64,7 +63,7 @@ from asr.training.checkpoint import (
 from asr.training.module import LasModule, TrainingConfig, TrainingStoppedError
 from asr.training.plots import AttentionPlots
 from asr.transcriber import find_model
-from asr.writers import write_atomically
+from asr.writers import make_writable, write_atomically
 
 __all__ = ["SpeechData", "dev_records", "export", "find_learning_rate", "train"]
 
@@ -431,15 +430,6 @@ def _prepare_disk(settings: Mapping[str, Any], checkpoints: Path, module: LasMod
         file.writelines(f"{i}\t{reason}\n" for i, reason in data.dropped)
 
 
-def make_writable(folder: Path, name: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot write there ({error.strerror}); choose another {name}=") from error
-
-
 def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
@@ -477,12 +467,13 @@ def export(
     With `int8` its matrices take 8 bits a weight (`save_bundle`).
 
     Raises:
-        ModelError: a checkpoint is missing or damaged.
+        ModelError: a checkpoint is missing or damaged, or the run is not a recogniser's.
     """
+    records = dev_records(run)
     state = average_checkpoints(checkpoints)
     module = LasModule.from_settings(state["hyper_parameters"])
     module.load_state_dict(state["state_dict"])
-    record = dev_records(run).get(state["global_step"], {}) if len(checkpoints) == 1 else {"dev/wer": dev_wer}
+    record = records.get(state["global_step"], {}) if len(checkpoints) == 1 else {"dev/wer": dev_wer}
     summary = {
         **(state.get("data") or _data_of(run)),
         "epochs": state["epoch"] + 1,
@@ -504,12 +495,18 @@ def export(
 
 
 def dev_records(run: Path) -> dict[int, dict[str, Any]]:
-    """The lines of a run's `history.jsonl` by their step; of two of one step, the later."""
+    """The lines of a run's `history.jsonl` by their step; of two of one step, the later.
+
+    Raises:
+        ModelError: the run is not a recogniser's.
+    """
     path = run / "history.jsonl"
     records = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         with suppress(json.JSONDecodeError):  # the last line before a power cut
             record = json.loads(line)
+            if "step" not in record:
+                raise ModelError(f"{path}: not a recogniser's run; a language model's is in {run / 'model'} already")
             records[record["step"]] = record
     return records
 

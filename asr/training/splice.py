@@ -287,15 +287,17 @@ def _hear(
     utterances: Iterable[Utterance], recogniser: Transcriber
 ) -> Iterator[tuple[Utterance, Samples, list[SpottedWord]]]:
     """Those that CTC can place the words of, with their samples at 16 kHz."""
+    rate = recogniser.bundle.frontend.config.sample_rate
     for utterance in utterances:
         samples = audio.load(utterance.path, SAMPLE_RATE)
-        if words := _spot(samples, utterance.text, recogniser):
+        heard = samples if rate == SAMPLE_RATE else audio.load(utterance.path, rate)
+        if words := _spot(heard, utterance.text, recogniser):
             yield utterance, samples, words
 
 
 @torch.inference_mode()
 def _spot(samples: Samples, text: str, recogniser: Transcriber) -> list[SpottedWord]:
-    """The words of an utterance (T,) at 16 kHz; none where CTC cannot place them."""
+    """The words of an utterance (T,) at the model's rate; none where CTC cannot place them."""
     bundle = recogniser.bundle
     tokens = bundle.tokenizer.encode(text)
     h, _ = recogniser.encode([bundle.encode(torch.from_numpy(samples))])

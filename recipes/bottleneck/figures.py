@@ -24,7 +24,7 @@ from asr._exit import friendly_errors
 from asr.errors import CorpusError
 from asr.plots import save_figure
 from asr.scoring import read_transcripts, score
-from asr.writers import write_atomically
+from asr.writers import make_writable, write_atomically
 
 DECODERS = {
     "fixed": "fixed",
@@ -236,7 +236,7 @@ def main() -> None:
     options = parser.parse_args()
     output = options.output or options.runs / "figures"
     results = collect(options.runs)
-    output.mkdir(parents=True, exist_ok=True)
+    make_writable(output, "--output")
     with write_atomically(output / "results.json") as file:
         json.dump(results, file)
     with write_atomically(output / "tables.md") as file:

@@ -10,6 +10,7 @@ chosen, all else is drawn. The pseudo-speakers of the development and test sets 
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from asr.config import from_mapping, to_mapping
 from asr.corpus import librispeech
 from asr.errors import ConfigError
 from asr.tokenizer import normalize_text
-from asr.writers import write_atomically
+from asr.writers import make_writable, write_atomically
 
 SAMPLE_RATE = 16000  # Hz, of the corpus
 VOICE_RATE = 24000  # Hz, of hibari
@@ -147,9 +148,13 @@ def prepare(corpus: WordCorpus, output: Path, say: Say | None = None) -> None:
     if done.is_file() and yaml.safe_load(done.read_text()) == settings:
         print(f"{output}: is there already")
         return
+    say = say or synthetic_voice()
     root = output / "audio"
+    make_writable(root, "output")
+    done.unlink(missing_ok=True)  # no longer true from here on, also where this is interrupted
     for subset in corpus.subsets:
-        write_subset(root, subset, corpus, say or synthetic_voice())
+        shutil.rmtree(root / subset, ignore_errors=True)  # other settings' utterances, which would be scanned too
+        write_subset(root, subset, corpus, say)
     scans = librispeech.prepare(root, list(corpus.subsets), output, check="header")
     librispeech.print_summary(scans, output)
     with write_atomically(done) as file:

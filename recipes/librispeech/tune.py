@@ -43,7 +43,7 @@ from asr.model.language_model import SETTINGS, WEIGHTS
 from asr.scoring import score
 from asr.training.evaluate import batches, pick_evenly
 from asr.transcriber import Transcriber, find_model, pick_device
-from asr.writers import write_atomically
+from asr.writers import make_writable, write_atomically
 
 HEARD = ("phases", "warp")  # of a search's settings, what the encoder hears
 Point = dict[str, Any]  # the varied settings
@@ -192,7 +192,11 @@ class Tuner:
             self.bundle.language_model_path = Path(settings["language_model"])
         self.key, self.states = encoded(settings, self.bundle, folder)
         lm = self.bundle.language_model_path
-        self.lm_key = fingerprint(lm / WEIGHTS) if lm and self.bundle.language_model else None
+        self.lm_key = None
+        if lm and self.bundle.language_model:
+            # A mixed model's share stands in the YAML file alone, whose `decoding` changes with save=true.
+            share = self.bundle.language_model_settings.get("share")
+            self.lm_key = fingerprint(lm / WEIGHTS, *(() if share is None else (share,)))
         self.path = folder / "tune.jsonl"
         self.done = {self._name(record): record for record in self._read()}
         self.records: list[Record] = []  # of this run, in its order
@@ -303,7 +307,7 @@ def tune(settings: Mapping[str, Any]) -> Record:
     if settings["strategy"] not in ("grid", "coordinate"):
         raise ConfigError(f"strategy should be grid or coordinate, not {settings['strategy']!r}")
     folder = Path(settings["output"]).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable(folder, "output")
     tuner = Tuner(settings, folder)
     if settings["strategy"] == "grid":
         tuner.measure(full_grid(grid))

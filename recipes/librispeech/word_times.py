@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import logging
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +52,7 @@ from asr.plots import save_figure
 from asr.scoring import score
 from asr.training.evaluate import batches
 from asr.transcriber import Transcriber, find_model, pick_device, word_settings
-from asr.writers import write_atomically
+from asr.writers import make_writable, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ def _textgrids(path: Path) -> Iterator[tuple[str, bytes]]:
             for member in archive:
                 if member.isfile() and member.name.endswith(".TextGrid"):
                     yield Path(member.name).stem, archive.extractfile(member).read()  # type: ignore[union-attr]
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
         raise CorpusError(f"{path}: neither a folder nor a readable tar archive ({error})") from error
 
 
@@ -297,7 +299,7 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     recogniser = Transcriber(bundle, decoding)
     timing, confidence = word_settings(bundle)
     output = Path(settings["output"]).resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    make_writable(output, "output")
 
     utterances = collect(settings, recogniser)
     halves = folds(utterances)

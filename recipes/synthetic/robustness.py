@@ -34,7 +34,7 @@ from asr.errors import ConfigError, CorpusError
 from asr.scoring import bootstrap_interval, score
 from asr.training.evaluate import batches, pick_evenly
 from asr.transcriber import Transcriber, find_model, pick_device
-from asr.writers import write_atomically
+from asr.writers import make_writable, write_atomically
 
 UNCHANGED = {"rooms": 0.0, "noise": 0.0, "telephone": 0.0, "mp3": 0.0, "gain": (0.0, 0.0)}
 
@@ -87,9 +87,9 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
 def main(config: DictConfig) -> None:
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")
-    report = measure(settings)
     output = Path(settings["output"]).resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    make_writable(output, "output")
+    report = measure(settings)
     with write_atomically(output / "robustness.json") as file:
         file.write(json.dumps(report, indent=2) + "\n")
     table = Table(title=f"{report['utterances']} utterances, {report['words']} words")

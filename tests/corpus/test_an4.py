@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -231,6 +232,14 @@ def test_nothing_usable_in_a_part(official, tmp_path):
     for path in (official / "an4/wav/an4test_clstk/fcaw").iterdir():
         path.write_bytes(b"")
     with pytest.raises(CorpusError, match=r"an4-test in .*an4 has no usable utterance: audio is corrupt: .* \(2\)"):
+        an4.prepare(official, tmp_path / "out")
+
+
+def test_an_output_that_cannot_be_written(official, tmp_path, monkeypatch):
+    with pytest.raises(CorpusError, match=r"x/audio.*: an4-train cannot be converted \(Not a directory\); mend that"):
+        an4.prepare(official, Path(__file__) / "x")
+    monkeypatch.setattr(soundfile, "write", Mock(side_effect=soundfile.LibsndfileError(2, "full: ")))
+    with pytest.raises(CorpusError, match=r"an4-train cannot be converted \(full: System error.\); mend that"):
         an4.prepare(official, tmp_path / "out")
 
 

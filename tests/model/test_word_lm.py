@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from asr.errors import ModelError
+from asr.errors import CorpusError, ModelError
 from asr.model import word_lm
 from asr.model.word_lm import WordLanguageModel, estimate, load_word_lm, save_word_lm
 from asr.tokenizer import CharTokenizer
@@ -170,6 +170,13 @@ def test_on_disk(tables, model, tmp_path):
     weights.write_bytes(whole[:500])
     with pytest.raises(ModelError, match=r"damaged .*copy the language model again"):
         load_word_lm(folder)
+    entry = whole.index(b"PK\x01\x02")  # of the first table in the zip's directory
+    for place, bits in ((entry + 6, 0xFF), (entry + 8, 0x01), (entry + 10, 0x20)):  # newer, encrypted, packed otherwise
+        flipped = bytearray(whole)
+        flipped[place] ^= bits
+        weights.write_bytes(flipped)
+        with pytest.raises(ModelError, match=r"damaged .*copy the language model again"):
+            load_word_lm(folder)
     weights.unlink()
     with pytest.raises(ModelError, match=r"language_model\.safetensors is missing"):
         load_word_lm(folder)
@@ -180,10 +187,24 @@ def test_on_disk(tables, model, tmp_path):
         load_word_lm(folder)
 
 
+def test_a_damaged_header_of_an_array(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(np, "savez_compressed", np.savez)  # so that the header stands there to be damaged
+    weights = save_word_lm(tmp_path, tables, {}) / "language_model.safetensors"
+    before, name, table = weights.read_bytes().partition(b"letters.npy")  # so large that its checksum comes too late
+    weights.write_bytes(before + name + table.replace(b"{'descr'", b"{{descr'", 1))
+    with pytest.raises(ModelError, match=r"damaged .*copy the language model again"):
+        load_word_lm(tmp_path)
+
+
 def test_a_word_without_end(model):
     scores, steps = follow(model, "Q" * 400)
     assert scores.isfinite().all()
     assert torch.allclose(steps.exp().sum(1), torch.ones(len(steps)), atol=1e-5)
+
+
+def test_a_text_without_a_word_that_comes_twice():
+    with pytest.raises(CorpusError, match=r"none of 3 different words .*least_count=2; give more text"):
+        estimate(["THE CAT SAT"])
 
 
 def test_words_of_a_lexicon_are_known_though_the_text_lacks_them(model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from asr.corpus.dataset import cut_text, load_cuts
+from asr.errors import ConfigError
 from asr.scoring import score
 from asr.training.module import LasModule
 
@@ -106,7 +108,7 @@ def test_longer_texts_are_longer_speech(corpus):
     assert means == sorted(means)
 
 
-def test_the_same_settings_are_not_said_again_and_others_are(corpus, capsys):
+def test_the_same_settings_are_not_said_again_and_others_are(corpus, tmp_path, capsys):
     from prepare import prepare
 
     def silent(word: str, tempo: float) -> np.ndarray:
@@ -114,8 +116,16 @@ def test_the_same_settings_are_not_said_again_and_others_are(corpus, capsys):
 
     prepare(small_corpus(), corpus, silent)
     assert "is there already" in capsys.readouterr().out
-    with pytest.raises(AssertionError, match="synthesised again"):
-        prepare(small_corpus(seed=2), corpus, silent)
+    copy = Path(shutil.copytree(corpus, tmp_path / "copy"))
+    for seed in (2, small_corpus().seed):  # once begun, the others' audio is no longer whole
+        with pytest.raises(AssertionError, match="synthesised again"):
+            prepare(small_corpus(seed=seed), copy, silent)
+    shutil.copytree(corpus / "audio", copy / "audio", dirs_exist_ok=True)
+    prepare(small_corpus(longest=1), copy, tone)
+    said = load_cuts(copy, ["words-train", "words-dev", "words-test"])
+    assert len(list((copy / "audio").rglob("*.flac"))) == len(said) == 24 + 1 + 2
+    with pytest.raises(ConfigError, match=r"cannot write there \(Not a directory\); choose another output="):
+        prepare(small_corpus(), Path(__file__) / "x", tone)
 
 
 def test_a_voice_changes_pitch_and_tempo_and_cuts_silence():
@@ -291,6 +301,16 @@ def test_figures_of_no_runs_end_in_one_line(tmp_path):
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path}: no finished run there")
+
+
+def test_figures_that_cannot_be_written_end_in_one_line(tmp_path, monkeypatch, capsys):
+    import figures
+
+    monkeypatch.setattr(figures, "collect", lambda runs: {})
+    monkeypatch.setattr(sys, "argv", ["figures.py", str(tmp_path), "--output", f"{__file__}/x"])
+    with pytest.raises(SystemExit, match="2"):
+        figures.main()
+    assert "x: cannot write there (Not a directory); choose another --output=" in capsys.readouterr().err
 
 
 def test_audio_is_16_khz_with_quiet_ends(corpus):

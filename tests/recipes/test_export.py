@@ -103,5 +103,15 @@ def test_best_last_mean_or_any_checkpoint_becomes_a_model(toy_settings, tmp_path
     assert "a damaged checkpoint" in fails(last)
 
 
+def test_a_run_of_a_language_model_is_named(tmp_path, export):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-0000005.ckpt").touch()
+    (tmp_path / "history.jsonl").write_text('{"steps": 5, "minutes": 0.1}\n')
+    for given in (tmp_path, tmp_path / "checkpoints" / "step-0000005.ckpt"):
+        error = export(given, code=2).stderr
+        assert error.startswith(f"error: {tmp_path}/history.jsonl: not a recogniser's run; a language model's is in")
+        assert error.count("\n") == 1
+
+
 def test_help_shows_commands(export):
     assert "python recipes/export.py runs/mini --average 5" in export("--help").output

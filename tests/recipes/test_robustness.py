@@ -23,6 +23,12 @@ def run(folder, *options):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+def test_an_output_that_cannot_be_made_is_named_before_anything_is_measured(tmp_path):
+    done = run(tmp_path, "model_dir=nowhere", "corpus.manifests=nowhere", f"output={__file__}/x")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {__file__}/x: cannot write there (Not a directory); choose another output=\n"
+
+
 def test_the_whole_way(toy_bundle, toy_corpus, noises, tmp_path):
     given = [
         f"model_dir={toy_bundle}",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -15,6 +16,7 @@ from asr.config import to_mapping
 from asr.decoding.beam_search import PRESETS
 from asr.errors import ConfigError
 from asr.model.word_lm import estimate, save_word_lm
+from asr.model.word_lstm import WordLstm, WordLstmConfig, save_mixed
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,6 +86,17 @@ def test_what_is_saved_is_what_transcribe_uses(recipe, settings):
     assert (Path(settings["model_dir"]) / "language_model.yaml").read_text() == before
 
 
+def test_a_mixed_model_of_another_share_is_another(recipe, settings, tmp_path):
+    tables = estimate(["ABLE BIRD", "ABLE BIRD CAVE", "CAVE"])
+    lstm = WordLstm(WordLstmConfig(shortlist=2, embedding=4, d=8, cutoffs=[3]))
+    settings |= {"save": True, "grid": {"lm_weight": [0.4]}, "max_utterances": 1}
+    for share in (0.5, 0.9):
+        settings["language_model"] = str(save_mixed(tmp_path / str(share), tables, lstm, np.array([0, 1]), share, {}))
+        recipe.tune(settings)
+        recipe.tune(settings)  # what it saved makes no other model of it
+    assert len({r["language_model"] for r in lines(settings)}) == len(lines(settings)) == 2
+
+
 def test_coordinates_one_after_the_other(recipe):
     tried = []
 
@@ -112,6 +125,7 @@ def test_coordinate_strategy(recipe, settings):
         ({"grid": {"lm_weight": None}}, "nothing to vary"),
         ({"grid": {"beam": [0]}}, "beam must be at least 1"),
         ({"strategy": "luck"}, "grid or coordinate"),
+        ({"output": f"{__file__}/x"}, "x: cannot write there (Not a directory); choose another output="),
     ],
 )
 def test_what_cannot_be_tuned(recipe, settings, change, message, capsys):

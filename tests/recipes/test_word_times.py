@@ -73,6 +73,17 @@ def test_alignments_from_a_folder_and_from_an_archive(recipe, tmp_path):
         recipe.read_alignments(folder / "1-1-0000.TextGrid")
 
 
+@pytest.mark.parametrize(("kind", "options"), [("xz", {}), ("gz", {"compresslevel": 0})])
+def test_a_damaged_archive(recipe, tmp_path, kind, options):
+    (tmp_path / "a.TextGrid").write_bytes(np.random.default_rng(0).bytes(100_000))
+    path = tmp_path / f"x.tar.{kind}"
+    with tarfile.open(path, f"w:{kind}", **options) as archive:
+        archive.add(tmp_path / "a.TextGrid", "a.TextGrid")
+    path.write_bytes(path.read_bytes()[:50_000] + b"\xff" * 50_000)
+    with pytest.raises(CorpusError, match="neither a folder nor a readable tar archive"):
+        recipe.read_alignments(path)
+
+
 def utterance(recipe, speaker, words, times, correct=None):
     spotted = [SpottedWord(w, (a, a + 0.04), (b - 0.04, b), (0.0,) * len(FEATURES)) for w, a, b in words]
     return recipe.Utterance(speaker, 5.0, spotted, correct or [time is not None for time in times], times)
@@ -182,6 +193,7 @@ def test_recognised_and_saved(recipe, settings, monkeypatch):
         ({"alignments": None}, "alignments= must name"),
         ({"forced": False}, "not one word was recognised correctly"),
         ({"alignments": "other"}, "none has the name of an utterance"),
+        ({"output": f"{__file__}/x"}, "x: cannot write there (Not a directory); choose another output="),
     ],
 )
 def test_errors(recipe, settings, tmp_path, changes, message, capsys):

@@ -13,6 +13,7 @@ from asr.bundle import load_bundle
 from asr.corpus.augment import AugmentConfig, augment_utterance
 from asr.corpus.dataset import load_cuts
 from asr.decoding.beam_search import PRESETS
+from asr.errors import ConfigError
 from asr.training.evaluate import batches, decode, pick_evenly
 from asr.transcriber import Transcriber
 
@@ -69,3 +70,5 @@ def test_each_speaker_is_a_voice(toy_corpus, toy_bundle, tmp_path, monkeypatch):
     assert texts["once"] == texts["off"]
     assert texts["once"].keys() == texts["twice"].keys()
     assert texts["once"] != texts["twice"]
+    with pytest.raises(ConfigError, match=r"x: cannot write there \(Not a directory\); choose another output="):
+        decode({**settings, "output": f"{__file__}/x"})

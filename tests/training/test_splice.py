@@ -13,9 +13,11 @@ import pytest
 import soundfile
 from toy_speech import speak
 
+from asr.bundle import Bundle, load_bundle, save_bundle
 from asr.corpus import librispeech
 from asr.decoding.alignment import SpottedWord, WordTiming
 from asr.errors import ConfigError
+from asr.frontend import FrontendConfig
 from asr.training.splice import SpliceConfig, borders, cut, join, leads, meetings, splice, splice_subset
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +224,16 @@ def test_a_speakers_chapters_are_written_apart_and_lend_each_other_words(corpus,
     assert any("K" in text.split() for name, text in texts.items() if "mcel-0" in name)
     assert not any("K" in text.split() for name, text in texts.items() if "fash" in name)
     assert {path.parent.name for path in folder.rglob("Amcel-7-*.flac")} == {"7"}
+
+
+def test_a_model_hears_at_its_own_rate(corpus, toy_bundle, tmp_path, monkeypatch):
+    made, heard = load_bundle(toy_bundle), []
+    parts = made.model, made.normalizer, FrontendConfig(sample_rate=8000, n_mels=40), made.tokenizer
+    encode = Bundle.encode
+    monkeypatch.setattr(Bundle, "encode", lambda self, samples: heard.append(len(samples)) or encode(self, samples))
+    splice_subset(corpus, "train-toy", tmp_path / "out", save_bundle(tmp_path / "telephone", *parts, {}))
+    seconds = [soundfile.info(path).duration for path in (corpus / "LibriSpeech/train-toy").rglob("*.flac")]
+    assert sorted(heard) == sorted(round(8000 * s) for s in seconds)
 
 
 def test_evaluation_sets_are_refused(corpus, toy_bundle, tmp_path):
