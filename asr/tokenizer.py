@@ -8,9 +8,12 @@ __all__ = ["CharTokenizer", "normalize_text"]
 
 CHARACTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+|st|nd|rd|th)?\b|\d+(?:\.\d+|st|nd|rd|th|'?s)?\b|\d+", re.I)
+# 3.5kg has a point in it, 3.30pm has not.
+_NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+(?!\d|\s?[ap]\.?m\b)|(?:st|nd|rd|th|'?s)\b)?", re.I)
 _MONEY = re.compile(
-    r"([$£€])\s?(\d{1,3}(?:,\d{3})+(?!\d)|\d+)(\.\d+)?(?:\s(hundred|thousand|million|billion|trillion)\b)?", re.I | re.A
+    r"([$£€])\s?(\d{1,3}(?:,\d{3})+(?!\d)|\d+)(\.\d+)?(?:\s(hundred|thousand|million|billion|trillion)\b)?"
+    r"(?:-(?=\d))?",  # of a range, and no minus
+    re.I | re.A,
 )
 _CURRENCIES = {
     "$": (("dollar", "dollars"), ("cent", "cents")),

@@ -352,7 +352,8 @@ class CtmWriter(Writer):
         name = file_id(transcript.audio)
         for segment in transcript.segments or (Segment(0.0, transcript.duration, transcript.text),):
             for word in timed_words(segment):
-                fields = [name, "1", f"{word.start:.3f}", f"{max(word.end - word.start, 0):.3f}"]
+                start = round(word.start, 3)  # start and duration make the end as it is rounded, not one beyond it
+                fields = [name, "1", f"{start:.3f}", f"{max(round(word.end, 3) - start, 0):.3f}"]
                 fields.append("_".join(word.word.split()))
                 if word.confidence is not None and math.isfinite(word.confidence):
                     fields.append(f"{word.confidence:.4f}")

@@ -159,6 +159,13 @@ def test_ctm_shares_time_out_by_characters():
     ]
 
 
+def test_ctm_of_words_that_follow_each_other_do_not_overlap_by_rounding():
+    words = (Word("A", 0.0006, 1.0014, 0.5), Word("B", 1.0014, 2.0, 0.5))
+    lines = written("ctm", transcript(Segment(0.0, 2.0, "A B", words=words))).splitlines()
+    (start, duration), (then, _) = (map(float, line.split()[2:4]) for line in lines)
+    assert start + duration <= then
+
+
 def test_ctm_in_order_of_time():
     words = (Word("B", 1.0, 0.9), Word("A", 0.5, 0.6))
     lines = written("ctm", transcript(Segment(0.5, 1.0, "A B", words=words))).splitlines()

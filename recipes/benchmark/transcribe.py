@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ import soundfile
 
 from asr.errors import AsrError
 
-# What only the side that measures needs is imported there: the systems' own start-up is measured.
+# What one side alone needs, the one that measures or one of the systems, is imported there: start-up is measured.
 
 RATE = 16_000
 PAUSES = (0.3, 2.0)  # s
@@ -79,16 +80,23 @@ def write_recording(cuts: list[Any], minutes: float, folder: Path, seed: int = 1
 
 def _asr(**settings: Any) -> Callable[[argparse.Namespace], str]:
     def text(options: argparse.Namespace) -> str:
-        import asr
-
+        asr = _our_package(options)
         return asr.transcribe(options.recording, options.model, "cpu", **settings).text
 
     return text
 
 
-def _utterances(options: argparse.Namespace) -> str:
+def _our_package(options: argparse.Namespace) -> Any:
+    import torch
+
     import asr
 
+    torch.set_num_threads(options.threads)
+    return asr
+
+
+def _utterances(options: argparse.Namespace) -> str:
+    asr = _our_package(options)
     recogniser = asr.load_model(options.model, "cpu", vad=False)
     names = options.utterances.read_text().splitlines()
     texts = {name: result.text for name, result in recogniser.transcribe_all(dict.fromkeys(names))}
@@ -152,8 +160,9 @@ def measure(system: str, options: argparse.Namespace, reference: str, seconds: f
         output.seek(0)
         errors.seek(0)
         if process.returncode:
-            raise AsrError(f"{system}: failed: {errors.read().decode().strip().splitlines()[-1:]}")
-        found = jiwer.process_words(reference, _words(json.load(output)["text"]))
+            raise AsrError(f"{system}: failed: {' '.join(errors.read().decode().strip().splitlines()[-1:])}")
+        said = json.load(output)
+        found = jiwer.process_words(reference, _words(said["text"]))
     return Result(
         system,
         found.wer,
@@ -162,8 +171,18 @@ def measure(system: str, options: argparse.Namespace, reference: str, seconds: f
         found.insertions,
         wall / seconds,
         (usage.ru_utime + usage.ru_stime) / seconds,
-        usage.ru_maxrss / 1024,
+        said["peak_mb"],
     )
+
+
+def _peak_mb() -> float:
+    """Most memory that this process has had; what wait4 tells has that of the process it was forked from in it."""
+    status = Path("/proc/self/status")
+    if not status.is_file():  # not Linux
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
 
 
 def _words(text: str) -> str:
@@ -183,9 +202,13 @@ def run(options: argparse.Namespace, systems: list[str]) -> Iterator[Result]:
         options.recording, options.utterances = folder / "recording.flac", folder / "utterances.txt"
         options.utterances.write_text("\n".join(map(str, paths)))
         options.seconds = seconds
+        alone = sum(soundfile.info(path).duration for path in set(paths))  # once each, and no pauses
         for system in systems:
             print(f"{system} ...", file=sys.stderr, flush=True)
-            yield measure(system, options, _words(text), seconds)
+            try:
+                yield measure(system, options, _words(text), alone if system == "utterances" else seconds)
+            except AsrError as error:
+                print("error:", error, file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -202,23 +225,22 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        import torch
-
-        torch.set_num_threads(options.threads)
         options.utterances = Path(options.utterances)
-        print(json.dumps({"text": SYSTEMS[options.child](options)}))
+        print(json.dumps({"text": SYSTEMS[options.child](options), "peak_mb": _peak_mb()}))
         return
     if not options.manifests:
         parser.error("--manifests is needed: the folder that prepare.py wrote")
-    systems = options.systems or [name for name in SYSTEMS if name != "whisper" or options.whisper]
+    installed = {"pocketsphinx": find_spec("pocketsphinx"), "whisper": options.whisper}
+    systems = options.systems or [name for name in SYSTEMS if installed.get(name, True)]
     try:
         results = list(run(options, systems))
     except AsrError as error:
         parser.error(str(error))
+    failed = 2 if len(results) < len(systems) else None
     if options.json:
         results_ = [asdict(result) for result in results]
         print(json.dumps({"seconds": options.seconds, "threads": options.threads, "results": results_}))
-        return
+        sys.exit(failed)
     from rich.console import Console
     from rich.table import Table
 
@@ -231,6 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
         factors = (f"{r.real_time_factor:.4f}", f"{r.processor_factor:.4f}")
         table.add_row(r.system, f"{100 * r.wer:.2f} %", errors, *factors, f"{r.peak_mb:,.0f} MB")
     Console().print(table)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
