@@ -5,8 +5,8 @@
 
 The plan, the feature cache and the loader are those of `train.py` with the settings of the experiment; the cache is
 made if it is not there. The appetite is what the model of that experiment can swallow on this machine: training
-steps are timed on batches of one epoch, evenly chosen from its shortest to its longest. They hear each utterance once and
-search nothing: where `consistency` or `optimal_completion` is on, training itself takes in less.
+steps are timed on batches of one epoch, evenly chosen from its shortest to its longest. They hear each utterance once
+and search nothing: where `consistency` or `optimal_completion` is on, training itself takes in less.
 """
 
 from __future__ import annotations
