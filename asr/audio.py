@@ -34,6 +34,7 @@ STREAMED_SIZE = 0x7FFF_0000  # bytes; WAV writers that cannot seek tell 0x7FFFF0
 SIZE_SLACK = 64  # bytes; some writers count the header as data
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's frame count when a header leaves it open (FLAC written to a pipe)
 OGG_MAX_PAGE = 65_307  # bytes
+READ_BYTES = 1 << 20
 MPEG1_KBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # bit rates of MP3, by index
 MPEG2_KBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
@@ -257,6 +258,12 @@ def _truncated(name: str, have: int, want: int, unit: str) -> AudioError:
     return AudioError(f"{name}: truncated, only {have:,} of {want:,} {unit} are there")
 
 
+def _joined(name: str) -> AudioError:
+    return AudioError(
+        f"{name}: several recordings one after another, of which only the first can be read; convert it with ffmpeg"
+    )
+
+
 def _checked_wav(file: Any, size: int, name: str, stack: ExitStack) -> Any:
     """`file`, or, where a size of 0 hides data that a pipe or a crash left unannounced, a corrected view of it."""
     file.seek(4)
@@ -302,8 +309,25 @@ def _check_ogg(file: Any, size: int, name: str) -> None:
         end = page + 27 + segments + sum(tail[page + 27 : page + 27 + segments])
         last = bool(tail[page + 5] & 4)
         if end == len(tail) or (last and end < len(tail)):
+            _check_ogg_is_one(file, name)
             return
     raise AudioError(f"{name}: truncated, its last OGG page is not whole")
+
+
+def _check_ogg_is_one(file: Any, name: str) -> None:
+    """Pages that begin a stream come first, one for each stream side by side; a later one begins another recording.
+
+    Serial numbers would not tell: they are the same where a file was joined with itself.
+    """
+    file.seek(0)
+    beginning, rest = True, b""
+    while block := file.read(READ_BYTES):
+        for flags in re.findall(rb"OggS\0([\0-\x07])", rest + block):
+            begins = bool(flags[0] & 2)
+            if begins and not beginning:
+                raise _joined(name)
+            beginning = begins
+        rest = block[-5:]  # one byte less than the pattern: nothing is found twice
 
 
 def _checked_mp3(file: Any, size: int, name: str) -> tuple[Any, int]:
@@ -317,40 +341,49 @@ def _checked_mp3(file: Any, size: int, name: str) -> tuple[Any, int]:
     frame = file.read(64)
     tag = max(frame.find(b"Xing", 0, 44), frame.find(b"Info", 0, 44))
     if tag < 0 or len(frame) < tag + 16:
-        return _with_xing_header(file, offset), 0
+        return _with_xing_header(file, offset, name), 0
     flags, first, second = struct.unpack(">III", frame[tag + 4 : tag + 16])
     count = first if flags & 1 else 0
     length = (second if flags & 1 else first) if flags & 2 else 0
     # Encoders differ by a frame in what they count, so a cut below 1 % shows only when the samples are counted.
     if size - offset < 0.99 * length:
         raise _truncated(name, size - offset, length, "bytes")
+    if length and size - offset > 1.01 * length:  # a large tag at the end, or files joined, of which it tells the first
+        view = _with_xing_header(file, offset + _mp3_frame_length(frame[:4]), name, count)
+        return view, count if view is file else 0
     return file, count
 
 
-def _with_xing_header(file: Any, offset: int) -> Any:
-    """`file`; if its bit rate varies, a copy that begins with the Xing header it lacks.
+def _with_xing_header(file: Any, offset: int, name: str, told: int = 0) -> Any:
+    """`file`; if its bit rate varies, or it has more frames than told, a copy that begins with a true Xing header.
 
     Without one, libmpg123 guesses the length from the first frame's bit rate and libsndfile drops what lies beyond.
     """
     file.seek(offset)
     data = file.read()
-    position, count, rates = 0, 0, set()
+    position, count, rates, kinds = 0, 0, set(), set()
     while (position := data.find(b"\xff", position)) >= 0:
-        length = _mp3_frame_length(data[position : position + 4])
+        header = data[position : position + 4]
+        length = _mp3_frame_length(header)
         if length:
             count += 1
-            rates.add(data[position + 2] >> 4)
+            rates.add(header[2] >> 4)
+            following = data[position + length : position + length + 4]
+            if _mp3_frame_length(following) and _mp3_kind(header) == _mp3_kind(following):  # two: not by chance
+                kinds.add(_mp3_kind(header))
         position += length or 1
-    if len(rates) < 2:
+    if len(kinds) > 1:
+        raise _joined(name)  # the decoder stops where they change
+    if count <= 1.01 * told if told else len(rates) < 2:
         return file
     start = next(i for i in range(len(data)) if data[i] == 0xFF and _mp3_frame_length(data[i : i + 4]))
-    header = bytearray(data[start : start + 4])
-    mpeg1, mono = header[1] >> 3 & 3 == 3, header[3] >> 6 == 3
-    header[1] |= 1  # no checksum
-    header[2] = header[2] & 0x0C | (0x50 if mpeg1 else 0x80)  # 64 kbit/s, no padding
+    xing = bytearray(data[start : start + 4])
+    mpeg1, mono = xing[1] >> 3 & 3 == 3, xing[3] >> 6 == 3
+    xing[1] |= 1  # no checksum
+    xing[2] = xing[2] & 0x0C | (0x50 if mpeg1 else 0x80)  # 64 kbit/s, no padding
     side = (17 if mono else 32) if mpeg1 else (9 if mono else 17)
-    first = bytes(header) + bytes(side) + b"Xing" + struct.pack(">II", 1, count)
-    return io.BytesIO(first.ljust(_mp3_frame_length(header), b"\0") + data[start:])
+    first = bytes(xing) + bytes(side) + b"Xing" + struct.pack(">II", 1, count)
+    return io.BytesIO(first.ljust(_mp3_frame_length(xing), b"\0") + data[start:])
 
 
 def _mp3_frame_length(header: bytes | bytearray) -> int:
@@ -363,6 +396,11 @@ def _mp3_frame_length(header: bytes | bytearray) -> int:
     rate = (44_100, 48_000, 32_000)[rate_index] >> {3: 0, 2: 1, 0: 2}[version]  # MPEG 1, 2, 2.5
     kbits = (MPEG1_KBITS if version == 3 else MPEG2_KBITS)[bit_index]
     return (144 if version == 3 else 72) * kbits * 1000 // rate + (header[2] >> 1 & 1)
+
+
+def _mp3_kind(header: bytes) -> tuple[int, int, bool]:
+    """What stays the same throughout a recording: MPEG version, sample rate, and whether it is mono."""
+    return header[1] & 0x18, header[2] & 0x0C, header[3] >> 6 == 3
 
 
 def _check_log(sound: soundfile.SoundFile, name: str) -> None:

@@ -426,6 +426,64 @@ def test_mp3_with_id3(tone):
     assert "truncated" in reason_of(tag + data[: len(data) // 2])
 
 
+# --- joined, as with cat a.mp3 b.mp3 ---
+
+JOINED = "several recordings one after another, of which only the first can be read; convert it with ffmpeg"
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_joined_ogg(tmp_path, tone, subtype, monkeypatch):
+    one, other = encode(tone, "OGG", subtype), encode(tone[::-1], "OGG", subtype)
+    path = tmp_path / "talk.ogg"
+    path.write_bytes(one + other)
+    assert reason_of(path) == f"{path}: {JOINED}"
+    for data in (one + other, one + one, one + other + one):
+        assert reason_of(data) == f"audio bytes: {JOINED}"
+    for size in range(len(one) - 6, len(one) + 7):  # wherever the blocks that are searched part
+        monkeypatch.setattr(audio, "READ_BYTES", size)
+        assert reason_of(one + other) == f"audio bytes: {JOINED}"
+        assert len(audio.load(one)) == len(tone)
+
+
+def test_ogg_of_several_streams_side_by_side_is_one():
+    def page(flags, serial):
+        return b"OggS\0" + bytes([flags]) + bytes(8) + bytes([serial]) + bytes(11) + b"\1\1x"
+
+    pages = page(2, 1) + page(2, 2) + page(0, 1) + page(0, 2) + page(4, 1) + page(4, 2)
+    audio._check_ogg(io.BytesIO(pages), len(pages), "talk.ogg")
+    with pytest.raises(AudioError, match=JOINED):
+        audio._check_ogg(io.BytesIO(2 * pages), 2 * len(pages), "talk.ogg")
+
+
+@pytest.mark.parametrize("tag", [b"", b"ID3\x04\0\0\0\0\x01\x00" + bytes(128)])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_joined_mp3(tmp_path, rate, tag):
+    quiet, loud = (tag + encode(chirp(2.0, rate) * level, "MP3", rate=rate) for level in (0.1, 1))
+    path = tmp_path / "talk.mp3"
+    path.write_bytes(quiet + loud + loud)
+    for source in (path, path.read_bytes()):
+        samples = audio.load(source)
+        assert abs(len(samples) / RATE - 6.0) < 0.4  # with what the encoder adds to each
+        assert abs(audio.duration(source) - 6.0) < 0.4
+        assert abs(samples[: 2 * RATE]).max() < 0.1
+        for part in np.array_split(samples[len(samples) // 3 + RATE // 4 :], 2):  # the loud ones are there
+            assert abs(part).max() > 0.25
+
+
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize(("rate", "channels"), [(44_100, 1), (RATE, 2), (8_000, 1)])
+def test_joined_mp3_of_different_kinds(tone, rate, channels, header):
+    one, other = encode(tone, "MP3"), encode(chirp(2.0, rate, channels), "MP3", rate=rate)
+    one = one if header else one[audio._mp3_frame_length(one[:4]) :]
+    assert reason_of(one + other) == f"audio bytes: {JOINED}"
+
+
+def test_mp3_with_a_large_tag_at_the_end(tone):
+    data = encode(tone, "MP3")
+    tag = b"APETAGEX" + np.random.default_rng(0).bytes(len(data) // 4)
+    np.testing.assert_array_equal(audio.load(data + tag), audio.load(data))
+
+
 # --- streaming ---
 
 
