@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from asr.errors import AsrError
+from asr.writers import in_place_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,15 +69,10 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         AsrError: the file cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AsrError(f"{path}: cannot be written ({error.strerror})") from error
+    with in_place_of(path) as partial:
         figure.savefig(partial, format=path.suffix.lstrip(".") or "png", dpi=110)
-        partial.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            raise AsrError(f"{path}: cannot be written ({error.strerror or error})") from error
-        raise
     return path

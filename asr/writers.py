@@ -31,6 +31,7 @@ __all__ = [
     "as_dict",
     "file_id",
     "get_writer",
+    "in_place_of",
     "make_writable",
     "printable",
     "segment_as_dict",
@@ -403,19 +404,17 @@ def make_writable(folder: Path, name: str) -> None:
 
 
 @contextmanager
-def write_atomically(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """A text file (UTF-8) that takes the place of `path` when the block ends, and leaves nothing when it fails.
+def in_place_of(path: Path) -> Iterator[Path]:
+    """Where to write what takes the place of `path` when the block ends; it leaves nothing when that fails.
 
     Raises:
         AsrError: the file cannot be written.
     """
-    path = Path(path)
     if not path.name:
         raise AsrError(f"{path}: cannot be written (a folder); name a file")
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
+        yield partial
         os.replace(partial, path)
     except BaseException as error:
         with suppress(OSError):
@@ -423,6 +422,17 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         if isinstance(error, OSError):
             raise AsrError(f"{path}: cannot be written ({error.strerror or error})") from error
         raise
+
+
+@contextmanager
+def write_atomically(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """A text file (UTF-8) that takes the place of `path` when the block ends, and leaves nothing when it fails.
+
+    Raises:
+        AsrError: the file cannot be written.
+    """
+    with in_place_of(Path(path)) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
 
 
 def write_file(transcript: Transcript, path: str | os.PathLike[str], format: str | None = None) -> Path:
