@@ -17,6 +17,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -294,7 +295,7 @@ class PreparedText:
         """The ids of a sentence, without BOS and EOS."""
         return self.ids[self.starts[index] : self.starts[index] + self.lengths[index]]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Tells this text from others."""
         return hashlib.blake2b(self.ids.data, digest_size=8).hexdigest()
