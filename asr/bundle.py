@@ -146,6 +146,8 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         model = ListenAttendSpell(from_mapping(ModelConfig, config["model"], "model"))
         frontend = from_mapping(FrontendConfig, config["frontend"], "frontend")
         tokenizer = CharTokenizer(config["tokenizer"]["characters"])
+        if " " not in tokenizer.characters or len(tokenizer) != model.config.speller.vocabulary:
+            raise ValueError(f"tokenizer.characters: a space and {model.config.speller.vocabulary - 5} others wanted")
         training = dict(config["training"])
         normalizer = Normalizer(frontend.n_mels, frontend.mean_prior / frontend.hop)
         log_mel = LogMel(frontend)

@@ -347,7 +347,7 @@ def info(
             **{name: settings[name] for name in ("training", "decoding") if settings.get(name)},
         }
     if as_json:
-        typer.echo(json.dumps(facts, ensure_ascii=False))
+        typer.echo(json.dumps(facts, ensure_ascii=False, default=str))  # YAML has dates
         return
     from rich.console import Console
     from rich.table import Table

@@ -26,6 +26,8 @@ class FrontendConfig:
     def __post_init__(self) -> None:
         if not self.mean_prior >= 0:
             raise ValueError(f"mean_prior must not be negative, got {self.mean_prior}")
+        if not (self.window_samples >= 1 and self.hop_samples >= 1):
+            raise ValueError(f"window {self.window} s or hop {self.hop} s is no sample at {self.sample_rate} Hz")
 
     @property
     def window_samples(self) -> int:

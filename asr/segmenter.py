@@ -38,8 +38,10 @@ class SegmenterConfig:
     def __post_init__(self) -> None:
         if not 0 < self.lower_threshold <= self.threshold <= 1:
             raise ValueError(f"0 < lower_threshold <= threshold <= 1, got {self.lower_threshold}, {self.threshold}")
-        if not 0 <= 2 * self.padding <= self.min_silence:
+        if not 0 <= 2 * self.padding <= self.min_silence < math.inf:
             raise ValueError(f"padding must be 0 .. half of min_silence ({self.min_silence}), got {self.padding}")
+        if not 0 <= self.min_speech < math.inf:
+            raise ValueError(f"min_speech must be at least 0 s and finite, got {self.min_speech}")
         if not 1 <= self.max_duration < math.inf:
             raise ValueError(f"max_duration must be at least 1 s and finite, got {self.max_duration}")
 

@@ -61,8 +61,9 @@ def find_model(model: str | Path | None = None) -> Path:
     raise ModelError(f"{model}: no such model folder; models that ship: {', '.join(shipped) or 'none'}")
 
 
-def pick_device(device: str = "auto") -> torch.device:
+def pick_device(device: str | torch.device = "auto") -> torch.device:
     """`auto` takes CUDA where there is one."""
+    device = str(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -136,8 +137,8 @@ class Transcriber:
     ) -> None:
         if adapt not in (None, *ADAPT):
             raise ConfigError(f"adapt {adapt!r}: use {' or '.join(ADAPT)}")
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         self.bundle = bundle
         self.decoding = decoding or PRESETS["greedy_ctc"]
         beam = self.decoding.beam if math.isinf(self.decoding.prune) else min(self.decoding.beam, PRUNED_BEAM)
@@ -286,7 +287,9 @@ class Transcriber:
 
     def _heard(self, job: _Job, stretches: Sequence[Stretch]) -> Iterator[Segment]:
         pieces = [self._piece(job, stretch) for stretch in stretches]
-        return (segment for segment in self._recognise_pieces(pieces) if segment.text)
+        for start in range(0, len(pieces), self.batch_size):
+            segments = self._recognise_pieces(pieces[start : start + self.batch_size])
+            yield from (segment for segment in segments if segment.text)
 
     @cached_property
     def _detector(self) -> SpeechDetector:
@@ -454,8 +457,9 @@ def choose_decoding(bundle: Bundle, **settings: Any) -> DecodingConfig:
         ModelError: the settings in the model's folder make no sense.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    preset = PRESETS["beam_ctc" if given.get("beam", 1) > 1 else "greedy_ctc"]
-    if bundle.language_model_path and given.get("lm_weight", given.get("beam", 2) > 1):
+    greedy = given.get("beam") == 1
+    preset = PRESETS["beam_ctc" if "beam" in given and not greedy else "greedy_ctc"]
+    if bundle.language_model_path and given.get("lm_weight", not greedy):
         tuned = bundle.language_model_settings.get("decoding") or {}
         try:
             merged = {**to_mapping(PRESETS["beam_ctc_lm"]), **tuned}
@@ -463,11 +467,9 @@ def choose_decoding(bundle: Bundle, **settings: Any) -> DecodingConfig:
             preset = from_mapping(DecodingConfig, merged, "decoding")
         except (ConfigError, TypeError) as error:
             raise ModelError(f"{bundle.language_model_path / SETTINGS}: {error}; tune.py save=true mends it") from error
-    try:
-        # A narrower beam than the tuned one has room for fewer results.
-        return replace(preset, **{"nbest": min(preset.nbest, given.get("beam", preset.beam)), **given})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"decoding: {error}") from None
+    if isinstance(beam := given.get("beam"), int):  # a narrower one than the tuned has room for fewer results
+        given.setdefault("nbest", max(1, min(preset.nbest, beam)))
+    return from_mapping(DecodingConfig, {**to_mapping(preset), **given}, "decoding")
 
 
 def load_model(

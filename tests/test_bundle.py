@@ -81,6 +81,12 @@ def test_what_is_missing_or_damaged_is_named(toy_bundle, tmp_path, monkeypatch):
         load_bundle(with_config(model=config["model"] | {"encoder": encoder}))
     for part, wrong in (
         ("frontend", {"hop": 0}),
+        ("frontend", {"hop": 0.00001}),
+        ("frontend", {"hop": -0.01}),
+        ("frontend", {"window": 0}),
+        ("frontend", {"sample_rate": 8}),
+        ("tokenizer", {"characters": "ABC"}),
+        ("tokenizer", {"characters": "ABCDEFGHIJKLMNOPQRSTUVWXYZ'-"}),
         ("tokenizer", {"characters": "AA"}),
         ("tokenizer", {"characters": None}),
         ("model", {"encoder": config["model"]["encoder"] | {"layers": 0}}),

@@ -496,6 +496,9 @@ def test_info(run, toy_bundle):
     assert facts["parameters"] > 10_000
     assert facts["training"]["dev_wer"] == 0.5
     assert "train-toy" in run("info")[1]
+    settings = toy_bundle / "config.yaml"
+    settings.write_text(settings.read_text() + "  date: 2026-12-01\n")  # which YAML takes for a date, not for text
+    assert json.loads(run("info", "--json")[1])["training"]["date"] == "2026-12-01"
 
 
 def test_the_language_model(run, toy_bundle, files):

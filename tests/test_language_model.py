@@ -165,6 +165,9 @@ def test_missing_and_damaged_files_say_so(model, tmp_path):
         (text.replace("kind: character LSTM", "kind: word n-gram"), "of kind 'word n-gram'"),
         (text.replace("d: 16", "d: 17"), "do not fit"),
         (text.replace("d: 16", "d: many"), "should be int"),
+        (text.replace("d: 16", "d: 1000000000"), "damaged"),
+        (f"{text}checked: 2026-13-45\n", "damaged"),
+        ("[" * 3000, "damaged"),
         (text.replace("tokenizer:", "other:"), "damaged"),
     ):
         assert changed != text

@@ -123,7 +123,15 @@ def test_whatever_is_not_silent_is_loud():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"threshold": 0.2}, {"padding": 0.3}, {"max_duration": 0.5}, {"max_duration": float("inf")}]
+    "wrong",
+    [
+        {"threshold": 0.2},
+        {"padding": 0.3},
+        {"min_silence": float("inf")},
+        {"min_speech": float("nan")},
+        {"max_duration": 0.5},
+        {"max_duration": float("inf")},
+    ],
 )
 def test_settings_that_cannot_work(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

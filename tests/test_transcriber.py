@@ -200,6 +200,16 @@ def test_listening_gives_segments_as_pauses_end_them(recogniser):
     assert heard[0][1] < len(samples) / 1600 - 5
 
 
+def test_what_a_long_block_ends_is_decoded_a_batch_at_a_time(toy_bundle, monkeypatch):
+    recogniser = asr.load_model(toy_bundle, "cpu", batch_size=2, vad=False)
+    search, sizes = recogniser.search, []
+    monkeypatch.setattr(recogniser, "search", lambda h, lengths: sizes.append(len(h)) or search(h, lengths))
+    pause = np.zeros(16000, np.float32)
+    block = np.concatenate([part for i in range(5) for part in (speak("CAVE", i), pause)])
+    assert len(list(recogniser.listen([block]))) == 5
+    assert sizes == [2, 2, 1]
+
+
 @torch.inference_mode()
 def test_the_encoder_hears_other_voices_too(toy_bundle):
     frames = torch.randn(40, 40, generator=torch.Generator().manual_seed(3))  # the toy has 40 mel bands
@@ -346,6 +356,7 @@ def test_models_and_devices_that_are_not_there():
         pick_device("abacus")
     with pytest.raises(ConfigError, match="use auto, cpu or cuda"):
         pick_device("mps")
+    assert pick_device(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_decoding_settings_are_checked(toy_bundle):
@@ -353,8 +364,12 @@ def test_decoding_settings_are_checked(toy_bundle):
         asr.load_model(toy_bundle, "cpu", beam=0)
     with pytest.raises(ConfigError, match="decoding: lm_weight must be finite, got inf"):
         asr.load_model(toy_bundle, "cpu", lm_weight=float("inf"))
-    with pytest.raises(ConfigError, match="batch_size must be at least 1, got -1"):
-        asr.load_model(toy_bundle, "cpu", batch_size=-1)
+    for size in (-1, 2.5, "4"):
+        with pytest.raises(ConfigError, match=f"batch_size must be a whole number of at least 1, got {size!r}"):
+            asr.load_model(toy_bundle, "cpu", batch_size=size)
+    for wrong in ({"beam": "8"}, {"beam": 8.0}, {"beam": 4, "nbest": 2.0}, {"merge_words": 1.5}, {"phases": 2.0}):
+        with pytest.raises(ConfigError, match=f"decoding.{list(wrong)[-1]} should be int, not"):
+            asr.load_model(toy_bundle, "cpu", **wrong)
     with pytest.raises(ConfigError, match="width"):
         asr.load_model(toy_bundle, "cpu", width=3)
     assert asr.load_model(toy_bundle, "cpu").decoding.beam == 1

@@ -94,9 +94,14 @@ class Confidence:
     weights: Mapping[str, float] = field(default_factory=dict)  # by the names of FEATURES; those left out are 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.weights, Mapping):
+            raise TypeError(f"weights should be numbers by the names of features, not {self.weights!r}")
         unknown = [name for name in self.weights if name not in FEATURES]
         if unknown:
             raise ValueError(f"no feature {unknown[0]!r}; there are {', '.join(FEATURES)}")
+        for name, weight in self.weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float):
+                raise TypeError(f"weight of {name} should be a number, not {weight!r}")
 
     def __call__(self, features: Sequence[float]) -> float:
         """The features of one word, in the order of FEATURES -> 0..1."""

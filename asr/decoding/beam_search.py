@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
 from itertools import pairwise
 from typing import Any
@@ -93,10 +93,10 @@ class DecodingConfig:
         for name in ("ctc_weight", "eos_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 .. 1, got {getattr(self, name)}")
-        for name in ("lm_weight", "ilm_weight", "length_bonus", "word_bonus", "coverage"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
-        if self.temperature <= 0:
+        for field in fields(self):
+            if field.name not in ("prune", "ilm_patience") and not math.isfinite(getattr(self, field.name)):
+                raise ValueError(f"{field.name} must be finite, got {getattr(self, field.name)}")
+        if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         for name in (
             "lm_weight",
@@ -108,7 +108,7 @@ class DecodingConfig:
             "max_repeats",
             "merge_words",
         ):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.max_length_ratio and self.min_length_ratio > self.max_length_ratio:
             raise ValueError(f"min_length_ratio {self.min_length_ratio} > max_length_ratio {self.max_length_ratio}")

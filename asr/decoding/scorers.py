@@ -445,7 +445,7 @@ class _UpperHops:
         return torch.nn.functional.linear(s, *self.output), after
 
     def select(self, state: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-        return state[0][rows], state[1][rows]
+        return state[0].index_select(0, rows), state[1].index_select(0, rows)
 
 
 # ------------------------------------------------------------------------------------------------ length, coverage

@@ -68,7 +68,7 @@ class LanguageModelState:
 
     def select(self, rows: Tensor) -> LanguageModelState:
         """The rows (K,), in that order and possibly repeated."""
-        return LanguageModelState(self.s[:, rows], self.c[:, rows])
+        return LanguageModelState(self.s.index_select(1, rows), self.c.index_select(1, rows))
 
     def detach(self) -> LanguageModelState:
         """The same numbers, through which no gradient flows back."""
@@ -173,7 +173,7 @@ def load_language_model(
     check_settings(folder, settings, KIND, tokenizer)
     try:
         model = CharLanguageModel(from_mapping(LanguageModelConfig, settings["model"], "model"))
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError, ConfigError) as error:
         raise _damaged(folder, error) from error
     try:
         model.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
@@ -216,7 +216,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
         newer = settings["format"] > FORMAT
-    except (yaml.YAMLError, KeyError, TypeError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise _damaged(folder, error) from error
     if newer:
         raise ModelError(f"{folder}: made by a newer version (format {settings['format']}); upgrade asr")

@@ -156,7 +156,8 @@ class SpellerState:
     Hidden and cell are (B, d) of each hop and, if there is one, (B, reader) of the reader, which comes last. The
     weights are those of all hops (B, hops, N) where attention looks at its last ones. a_{t-1} is (B, d) with input
     feeding, and otherwise (B, 0). With `rows` (B,), the hidden states of row i are hidden[.][rows[i]]: hypotheses that
-    differ in their last character alone share them, and their product.
+    differ in their last character alone share them, and their product. After a step `alone` is what it had of the
+    characters alone, see `Speller.alone`.
     """
 
     hidden: tuple[Tensor, ...]
@@ -164,6 +165,7 @@ class SpellerState:
     context: Tensor
     weights: Tensor
     rows: Tensor | None = None
+    alone: tuple[Tensor, Tensor] | None = None
 
     def select(self, rows: Tensor) -> SpellerState:
         *cell, context, weights = (x.index_select(0, rows) for x in (*self.cell, self.context, self.weights))
@@ -335,10 +337,9 @@ class Speller(nn.Module):
 
     def alone(self, state: SpellerState) -> tuple[Tensor, Tensor | float]:
         """What a step had of the characters alone: s_t of the first hop (B, d), and the reader's logits (B, V) or 0."""
-        if self.reader is None:
-            return state.hidden[0], 0.0
-        r = state.hidden[-1]
-        return state.hidden[0] + self.read(r), self.reader.output(r)
+        if state.alone is not None:
+            return state.alone
+        return state.hidden[0], 0.0
 
     @staticmethod
     def _lstm(layer: nn.LSTM, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -409,12 +410,12 @@ class Speller(nn.Module):
             out, hidden[lstm], cell[lstm] = self._lstm(lstms[lstm], x, old[lstm], state.cell[lstm])
             return out
 
-        weights, alpha, r = [], None, x
+        weights, alpha, r, first = [], None, x, x
         for hop in range(c.hops):
             s = run(hop, x)
             if hop == 0 and self.reader is not None:
                 r = run(-1, self.reader.embedding(characters))
-                s = s + self.read(r)
+                first = s = s + self.read(r)
             s = self.dropout(s)
             if c.context == "attention":
                 attention, values, keys = self.attentions[hop], memory.values[hop], memory.keys[hop]
@@ -440,11 +441,14 @@ class Speller(nn.Module):
             context=a[:, -1] if c.input_feeding else state.context,
             weights=torch.stack(weights, 1) if weights else state.weights,
             rows=None,
+            alone=None,
         )
         if weights and not c.input_feeding:
             logits = a + nn.functional.linear(s, self.output.weight[:, d:], self.output.bias)
         else:
             logits = self.output(x)
         if self.reader is not None:
-            logits = logits + self.reader.output(r)
+            read = self.reader.output(r)
+            logits = logits + read
+            state = replace(state, alone=(first[:, -1], read[:, -1]))
         return logits, alpha, state

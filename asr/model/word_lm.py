@@ -42,7 +42,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 
-from asr.errors import CorpusError, ModelError
+from asr.errors import ConfigError, CorpusError, ModelError
 from asr.model.language_model import WEIGHTS, check_settings, read_settings, write_folder
 from asr.tokenizer import CHARACTERS, CharTokenizer
 
@@ -115,8 +115,11 @@ def estimate(
             to every word alike.
 
     Raises:
+        ConfigError: `order` or `ngrams` is too small.
         CorpusError: no word comes often enough to be known.
     """
+    if order < 2 or ngrams < 1:
+        raise ConfigError(f"order must be at least 2 and ngrams at least 1, got {order} and {ngrams}")
     split = [sentence.split() for sentence in sentences]
     counts = Counter(word for sentence in split for word in sentence)
     words = sorted({w for w, n in counts.most_common(vocabulary) if n >= least_count}.union(lexicon))
@@ -270,9 +273,9 @@ class WordState:
     spelled: Tensor
 
     def select(self, rows: Tensor) -> WordState:
-        return WordState(
-            self.node[rows], self.history[:, rows], self.next_history[:, rows], self.letters[rows], self.spelled[rows]
-        )
+        node, letters, spelled = (x.index_select(0, rows) for x in (self.node, self.letters, self.spelled))
+        history, next_history = (x.index_select(1, rows) for x in (self.history, self.next_history))
+        return WordState(node, history, next_history, letters, spelled)
 
 
 class WordLanguageModel(nn.Module):
@@ -397,6 +400,9 @@ class WordLanguageModel(nn.Module):
         longer = [word]
         for n in range(2, self.order):
             keys = getattr(self, f"keys{n}")
+            if not len(keys):  # such as bigrams of a text of single words
+                longer.append(torch.full_like(word, -1))
+                continue
             wanted = history[n - 2] * self.kinds + word
             place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
             longer.append(torch.where((keys[place] == wanted) & (history[n - 2] >= 0), place, -1))

@@ -299,9 +299,8 @@ class MixedState(WordState):
     pool: _Pool
 
     def select(self, rows: Tensor) -> MixedState:
-        return MixedState(
-            **vars(super().select(rows)), memory=self.memory.select(rows), place=self.place[rows], pool=self.pool
-        )
+        memory, place = self.memory.select(rows), self.place.index_select(0, rows)
+        return MixedState(**vars(super().select(rows)), memory=memory, place=place, pool=self.pool)
 
 
 class MixedLanguageModel(WordLanguageModel):
@@ -398,8 +397,8 @@ class MixedLanguageModel(WordLanguageModel):
         p = self.lstm.probabilities(y, UNIT)
         into[:, 0] = 0
         into[:, -1] = p[:, UNKNOWN].round()
-        known = p.index_select(1, self.alphabetical).round_().to(torch.int32)
-        torch.cumsum(known, 1, dtype=torch.int32, out=into[:, 1:-1])
+        below = into[:, 1:-1]
+        below.copy_(p.index_select(1, self.alphabetical).round_()).cumsum_(1, dtype=torch.int32)
 
     def _masses(self, bounds: Tensor, state: WordState) -> Tensor:
         assert isinstance(state, MixedState)
@@ -468,7 +467,8 @@ def load_mixed(folder: str | Path, tokenizer: CharTokenizer | None = None) -> Mi
         lstm.pack()
         return MixedLanguageModel(tables, lstm, tables.pop("shortlist"), settings["share"], characters).eval()
     except (
-        SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, RuntimeError, ConfigError
+        SafetensorError, OSError, ConfigError,
+        KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError,
     ) as error:  # fmt: skip
         detail = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: damaged language model ({detail}); copy it again") from error

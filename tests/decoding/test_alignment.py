@@ -281,3 +281,11 @@ def test_a_models_own_calibration(toy_bundle):
     with pytest.raises(ModelError, match=r"no feature 'luck'; there are score_mean, .*fit them again"):
         asr.load_model(toy_bundle, "cpu", words=True)
     asr.load_model(toy_bundle, "cpu")  # whoever wants no words is not troubled
+
+
+@pytest.mark.parametrize(
+    "weights", [["score_mean"], {"score_mean": "x"}, {"score_mean": None}, {"colour": 1.0}, {"score_mean": True}]
+)
+def test_weights_that_make_no_sense(weights):
+    with pytest.raises((TypeError, ValueError), match=r"weight|feature"):
+        Confidence(0.0, weights)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from asr.errors import CorpusError, ModelError
+from asr.errors import ConfigError, CorpusError, ModelError
 from asr.model import word_lm
 from asr.model.word_lm import WordLanguageModel, estimate, load_word_lm, save_word_lm
 from asr.tokenizer import CharTokenizer
@@ -205,6 +205,19 @@ def test_a_word_without_end(model):
 def test_a_text_without_a_word_that_comes_twice():
     with pytest.raises(CorpusError, match=r"none of 3 different words .*least_count=2; give more text"):
         estimate(["THE CAT SAT"])
+
+
+def test_what_cannot_be_counted():
+    for settings in ({"order": 1}, {"ngrams": 0}):
+        with pytest.raises(ConfigError, match="order must be at least 2 and ngrams at least 1"):
+            estimate(TEXT, **settings)
+
+
+def test_an_order_that_the_text_has_no_ngrams_of():
+    single = WordLanguageModel(estimate(["YES", "NO", "STOP", "GO"] * 10, order=5))
+    steps = follow(single, "STOP GO")[1]
+    assert torch.allclose(steps.exp().sum(1), torch.ones(len(steps)), atol=1e-5)
+    assert single.start(2).history.shape == (4, 2)
 
 
 def test_words_of_a_lexicon_are_known_though_the_text_lacks_them(model):

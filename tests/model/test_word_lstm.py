@@ -392,7 +392,19 @@ def test_files_of_format_1_are_read(folder, mixed, tables, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["weights", "one byte", "no tables", "fewer words", "other size", "no lstm", "no scale", "share"]
+    "damage",
+    [
+        "weights",
+        "one byte",
+        "no tables",
+        "fewer words",
+        "other size",
+        "no lstm",
+        "no scale",
+        "empty",
+        "shrink",
+        "share",
+    ],
 )
 def test_a_damaged_folder_is_one_line(folder, tables, damage):
     settings, path = folder / "language_model.yaml", folder / "language_model.safetensors"
@@ -410,6 +422,10 @@ def test_a_damaged_folder_is_one_line(folder, tables, damage):
         save_file({**load_file(path), **packed(tables | {"shortlist": np.array([0, 1, 2], np.uint16)})}, path)
     elif damage == "other size":
         about["lstm"]["d"] = 16
+    elif damage == "empty":
+        about["lstm"] = None
+    elif damage == "shrink":
+        about["lstm"]["shrink"] = 0
     elif damage in ("no lstm", "no scale"):
         prefix = damage.removeprefix("no ") + "."
         save_file({name: value for name, value in load_file(path).items() if not name.startswith(prefix)}, path)
