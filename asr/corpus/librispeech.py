@@ -263,7 +263,11 @@ def _walk(folder: Path) -> tuple[list[Path], set[Path]]:
     transcripts: list[Path] = []
     audio: set[Path] = set()
     seen: set[str] = set()
-    for current, folders, files in os.walk(folder, followlinks=True):
+
+    def stop(error: OSError) -> None:
+        raise CorpusError(f"{error.filename}: cannot be read ({error.strerror}); give yourself access to the folder")
+
+    for current, folders, files in os.walk(folder, followlinks=True, onerror=stop):
         real = os.path.realpath(current)
         if real in seen:
             folders.clear()
@@ -274,14 +278,15 @@ def _walk(folder: Path) -> tuple[list[Path], set[Path]]:
                 continue  # left behind by other programs, e.g. ._x.flac on file systems that macOS wrote to
             if name.endswith(".trans.txt"):
                 transcripts.append(Path(current, name))
-            elif name.lower().endswith(AUDIO_SUFFIXES):
+            elif name.endswith(AUDIO_SUFFIXES) or name.endswith(tuple(map(str.upper, AUDIO_SUFFIXES))):
                 audio.add(Path(current, name))
     return sorted(transcripts), audio
 
 
 def _find_audio(stem: Path, audio: set[Path]) -> Path | None:
     # Not with_suffix: an id may contain a dot.
-    candidates = (stem.parent / (stem.name + suffix) for suffix in AUDIO_SUFFIXES)
+    suffixes = (*AUDIO_SUFFIXES, *map(str.upper, AUDIO_SUFFIXES))
+    candidates = (stem.parent / (stem.name + suffix) for suffix in suffixes)
     return next((path for path in candidates if path in audio), None)
 
 
@@ -307,8 +312,6 @@ def _read_transcript(path: Path, subset: Path) -> list[_Line]:
 def _speaker_and_chapter(identity: str, parts: tuple[str, ...], subset: str) -> tuple[str, str]:
     """parts: the folders between the subset and the transcript file; two of them are the standard."""
     prefix, dash, _ = identity.partition("-")
-    if len(parts) == 2:
-        return (prefix if dash else parts[0]), parts[1]
     if len(parts) == 1:
         return parts[0], ""
     if not parts:
@@ -778,13 +781,25 @@ def _extract(archive: Path, folder: Path) -> None:
         with progress_bar(DownloadColumn()) as progress:
             task = progress.add_task(f"unpack {archive.name}", total=archive.stat().st_size)
             with progress.open(archive, "rb", task_id=task) as raw, tarfile.open(fileobj=raw, mode="r:gz") as tar:
-                tar.extractall(folder, filter="data")
-    except tarfile.FilterError as error:
-        raise CorpusError(f"{archive} is not safe to unpack: {error}") from error
+                _extract_all(tar, folder, archive)
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise CorpusError(f"{archive} is damaged ({error}); delete it and run again") from error
     except OSError as error:
         raise CorpusError(f"cannot unpack {archive}: {error.strerror or error}") from error
+
+
+def _extract_all(tar: tarfile.TarFile, folder: Path, archive: Path) -> None:
+    if hasattr(tarfile, "data_filter"):
+        try:
+            tar.extractall(folder, filter="data")
+        except tarfile.FilterError as error:
+            raise CorpusError(f"{archive} is not safe to unpack: {error}") from error
+        return
+    for member in tar:  # Python before 3.11.4
+        inside = not os.path.isabs(member.name) and ".." not in Path(member.name).parts
+        if not (inside and (member.isfile() or member.isdir())):
+            raise CorpusError(f"{archive} is not safe to unpack: {member.name!r} is a link, or outside its folder")
+        tar.extract(member, folder)
 
 
 def progress_bar(*columns: Any) -> Progress:
