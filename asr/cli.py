@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from asr import __version__
-from asr.errors import AsrError, AudioError, ConfigError
+from asr.errors import AsrError, AudioError, ConfigError, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -468,6 +468,10 @@ def main() -> None:
         app()  # ends quietly with exit code 1 where nobody reads any more: asr transcribe ... | head
     except AsrError as error:
         _complain(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _complain(AsrError("out of memory; lower --batch-size or --beam"))
     except OSError as error:
         if error.errno is None:  # no file's: a library that cannot be loaded, say
             raise

@@ -27,16 +27,25 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], name: str = "") -> T:
         if dataclasses.is_dataclass(hint):
             value = from_mapping(typing.cast(type, hint), value, f"{prefix}{key}")
         elif typing.get_origin(hint) is tuple:
-            value = tuple(value)
-        elif hint is float and type(value) is int:
-            value = float(value)
-        elif hint in (int, bool, str, float) and type(value) is not hint:
-            raise ConfigError(f"{prefix}{key} should be {hint.__name__}, not {value!r}")
+            if not isinstance(value, list | tuple):
+                raise ConfigError(f"{prefix}{key} should be a list, not {value!r}")
+            kind = typing.get_args(hint)[0]
+            value = tuple(_scalar(kind, item, f"{prefix}{key}: each") for item in value)
+        else:
+            value = _scalar(hint, value, f"{prefix}{key}")
         arguments[key] = value
     try:
         return cls(**arguments)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{name or cls.__name__}: {error}") from error
+
+
+def _scalar(kind: Any, value: Any, name: str) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in (int, bool, str, float) and type(value) is not kind:
+        raise ConfigError(f"{name} should be {kind.__name__}, not {value!r}")
+    return value
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

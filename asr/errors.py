@@ -1,6 +1,6 @@
 """Every failure a user can cause or meet is an AsrError with a one-line message that says what to do."""
 
-__all__ = ["AsrError", "AudioError", "ConfigError", "CorpusError", "ModelError", "ScoringError"]
+__all__ = ["AsrError", "AudioError", "ConfigError", "CorpusError", "ModelError", "ScoringError", "is_out_of_memory"]
 
 
 class AsrError(Exception):
@@ -25,3 +25,15 @@ class ConfigError(AsrError):
 
 class ScoringError(AsrError):
     """References and hypotheses cannot be compared."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA, cuDNN, cuBLAS and the CPU allocator each say it in their own way."""
+    says = (
+        "out of memory",
+        "not enough memory",
+        "can't allocate memory",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+    )
+    return isinstance(error, MemoryError) or any(s in str(error) for s in says)

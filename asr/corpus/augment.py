@@ -10,7 +10,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +79,7 @@ def augment(samples: Samples, noises: Sequence[Path], config: AugmentConfig, rng
     if rng.random() < config.rooms:
         samples = reverberate(samples, config, rng)
     if noises and rng.random() < config.noise:
-        samples = add_noise(samples, _recording(noises[int(rng.integers(len(noises)))]), rng.uniform(*config.snr), rng)
+        samples = add_noise(samples, _recordings[noises[int(rng.integers(len(noises)))]], rng.uniform(*config.snr), rng)
     samples = samples * np.float32(10 ** (rng.uniform(*config.gain) / 20))
     samples *= min(1.0, FULL_SCALE / max(float(np.abs(samples).max()), 1e-9))
     if rng.random() < config.telephone:
@@ -121,9 +120,24 @@ def reverberate(samples: Samples, config: AugmentConfig, rng: np.random.Generato
     return heard * (_level(samples) / max(_level(heard), 1e-9))
 
 
-@cache
-def _recording(path: Path) -> Samples:
-    return audio.load(path, SAMPLE_RATE)
+class _Recordings:
+    """Recordings at 16 kHz, of which those that were asked for last stay in memory, up to so many samples."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.kept: dict[Path, Samples] = {}
+
+    def __getitem__(self, path: Path) -> Samples:
+        samples = self.kept.pop(path, None)
+        if samples is None:
+            samples = audio.load(path, SAMPLE_RATE)
+            while self.kept and sum(map(len, self.kept.values())) + len(samples) > self.limit:
+                del self.kept[next(iter(self.kept))]
+        self.kept[path] = samples
+        return samples
+
+
+_recordings = _Recordings(limit=3600 * SAMPLE_RATE)  # 230 MB
 
 
 def add_noise(samples: Samples, noise: Samples, snr: float, rng: np.random.Generator) -> Samples:
@@ -183,7 +197,7 @@ def augment_subset(
     config = config or AugmentConfig()
     if is_evaluation(subset):
         raise ConfigError(f"{subset} is an evaluation set; augment training sets")
-    utterances = scan(root, subset, check="header").utterances
+    utterances = scan(root, subset).utterances  # without the damaged ones, as prepare.py takes them
     chapters: dict[tuple[str, str], list[Utterance]] = defaultdict(list)
     for utterance in utterances:
         chapters[utterance.speaker, utterance.chapter].append(utterance)

@@ -7,10 +7,11 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, TextIO
 
 import numpy as np
 import torch
@@ -19,12 +20,14 @@ from lhotse import CutSet
 from lhotse.cut import MonoCut
 from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
 from lhotse.dataset.sampling.base import CutSampler
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from asr.errors import CorpusError
 from asr.frontend import FrontendConfig, LogMel, Normalizer
 from asr.tokenizer import CharTokenizer
+from asr.writers import write_atomically
 
 __all__ = [
     "Batch",
@@ -34,9 +37,12 @@ __all__ = [
     "JoinedCaches",
     "Portion",
     "SpeechDataset",
+    "audio_path",
+    "audio_stamp",
     "default_workers",
     "draw_epoch",
     "load_cuts",
+    "load_samples",
     "plan_epoch",
     "split_trainable",
 ]
@@ -84,6 +90,36 @@ def load_cuts(manifests: str | Path, subsets: Sequence[str]) -> list[MonoCut]:
 
 def cut_text(cut: MonoCut) -> str:
     return " ".join(s.text for s in cut.supervisions)
+
+
+def audio_path(cut: MonoCut) -> str:
+    return str(cut.recording.sources[0].source)
+
+
+def load_samples(cut: MonoCut, rate: int, speed: float = 1.0) -> NDArray[np.float32]:
+    """(T,) of an utterance at `rate` Hz, spoken so many times as fast; CorpusError where its file cannot be read."""
+    path = audio_path(cut)
+    cut = cut if speed == 1.0 else cut.perturb_speed(speed)
+    if cut.sampling_rate != rate:
+        cut = cut.resample(rate)
+    try:
+        samples: NDArray[np.float32] = cut.load_audio()[0]
+    except Exception as error:  # libsndfile, lhotse and operating system each have their own
+        what = " ".join(str(error).split())[:120]
+        raise CorpusError(f"{path}: cannot be read ({what}); run prepare.py again") from error
+    return samples
+
+
+def audio_stamp(cuts: Sequence[MonoCut]) -> str | None:
+    """Changes when a file is replaced: a digest of all sizes and times; None where one is not there."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    try:
+        for cut in cuts:
+            status = os.stat(audio_path(cut))
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+    except OSError:
+        return None
+    return digest.hexdigest()
 
 
 def split_trainable(
@@ -205,24 +241,15 @@ class FrameSource(Dataset[np.ndarray]):
     def frames(self, key: Key) -> np.ndarray:
         """(T, n_mels) float32 of an utterance at a speed."""
         cut_id, speed = key
-        cut = self.cuts[cut_id]
-        source = cut.recording.sources[0].source
-        cut = cut if speed == 1.0 else cut.perturb_speed(speed)
-        if cut.sampling_rate != self.frontend.sample_rate:
-            cut = cut.resample(self.frontend.sample_rate)
-        try:
-            samples = torch.from_numpy(cut.load_audio()[0])
-        except Exception as error:  # libsndfile, lhotse and operating system each have their own
-            what = " ".join(str(error).split())[:120]
-            raise CorpusError(f"{source}: cannot be read ({what}); run prepare.py again") from error
-        return self.log_mel(samples).numpy()
+        samples = load_samples(self.cuts[cut_id], self.frontend.sample_rate, speed)
+        return self.log_mel(torch.from_numpy(samples)).numpy()
 
     def fit_normalizer(self, normalizer: Normalizer, workers: int | None = None) -> None:
         """Global mean and variance over the keys."""
         _fit(normalizer, self.frontend.n_mels, _loaded(self, workers))
 
 
-def _loaded(source: FrameSource, workers: int | None) -> Iterator[np.ndarray]:
+def _loaded(source: Dataset[np.ndarray], workers: int | None) -> Iterator[np.ndarray]:
     """The frames of each key, computed by `workers` processes (None: one a processor, at most 8)."""
     loader: DataLoader[np.ndarray] = DataLoader(
         source,
@@ -231,10 +258,16 @@ def _loaded(source: FrameSource, workers: int | None) -> Iterator[np.ndarray]:
         collate_fn=_as_is,
         worker_init_fn=_one_thread,
     )
-    try:
+    with _one_line():
         yield from loader
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """From a worker, an error comes wrapped in the text of a traceback, whose last line it is."""
+    try:
+        yield
     except CorpusError as error:
-        # From a worker it comes wrapped in the text of a traceback, whose last line it is.
         raise CorpusError(str(error).strip().splitlines()[-1].split("CorpusError: ")[-1]) from error
 
 
@@ -253,14 +286,64 @@ def _fit(normalizer: Normalizer, n_mels: int, utterances: Iterable[np.ndarray]) 
     normalizer.set_statistics(count, torch.from_numpy(total), torch.from_numpy(squares))
 
 
+NOTED_TOGETHER = 1000  # utterances whose features are on the disk before the list says so
+
+
+def _read_index(folder: Path, stamp: str | None) -> dict[str, Any] | None:
+    """The index of a cache; None where there is none, or it is damaged, or about audio that is no longer there.
+
+    stamp: of the audio now; None, with files missing, fits whatever is there
+    """
+    try:
+        index: dict[str, Any] = json.loads((folder / "index.json").read_text())
+        *_, (_, _, offset, count) = index["entries"]
+        size = (folder / "features.f16").stat().st_size
+        whole = size == (offset + count) * index["n_mels"] * np.dtype(np.float16).itemsize
+        then = index.get("audio", stamp)  # caches did not always have it
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    fits = None in (then, stamp) or then == stamp
+    return index if whole and fits else None
+
+
+def _gone_on_from(partial: Path, listing: Path, about: Mapping[str, Any], keys: Sequence[Key]) -> list[list[Any]]:
+    """What an earlier try noted that is there, with all after it cut off; a new listing where there is nothing."""
+    entries: list[list[Any]] = []
+    frame = about["n_mels"] * np.dtype(np.float16).itemsize
+    have = partial.stat().st_size if partial.is_file() else 0
+    try:
+        head, *noted = listing.read_text().splitlines()
+        if json.loads(head) == about and about["audio"] is not None:
+            for line, key in zip(noted, keys, strict=False):
+                entry = json.loads(line)
+                if tuple(entry[:2]) != key or (entry[2] + entry[3]) * frame > have:
+                    break
+                entries.append(entry)
+    except (OSError, ValueError, TypeError, IndexError):  # there is none, or a power cut has cut it off
+        pass
+    with open(partial, "ab") as file:
+        file.truncate((entries[-1][2] + entries[-1][3]) * frame if entries else 0)
+    with write_atomically(listing) as file:
+        file.writelines(json.dumps(line) + "\n" for line in (about, *entries))
+    return entries
+
+
+def _note(file: BinaryIO, lines: TextIO, entries: Sequence[list[Any]], noted: int) -> int:
+    """List the entries from `noted` on, whose features are in `file`; how many are listed then."""
+    file.flush()
+    os.fsync(file.fileno())
+    lines.writelines(json.dumps(entry) + "\n" for entry in entries[noted:])
+    lines.flush()
+    return len(entries)
+
+
 class FeatureCache:
     """Log-mel frames of many utterances in one memory-mapped fp16 file, at every speed they are trained at."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, index: Mapping[str, Any]) -> None:
         self.folder = folder
-        meta = json.loads((folder / "index.json").read_text())
-        self.index: dict[Key, tuple[int, int]] = {(i, s): (offset, n) for i, s, offset, n in meta["entries"]}
-        self.n_mels: int = meta["n_mels"]
+        self.index: dict[Key, tuple[int, int]] = {(i, s): (offset, n) for i, s, offset, n in index["entries"]}
+        self.n_mels: int = index["n_mels"]
         self._data = np.memmap(folder / "features.f16", np.float16, "r").reshape(-1, self.n_mels)
 
     @classmethod
@@ -276,50 +359,68 @@ class FeatureCache:
         frontend = frontend or FrontendConfig()
         keys = _all_keys(cuts, speeds)
         target = cls._folder(folder, cuts, keys, frontend)
-        target.mkdir(parents=True, exist_ok=True)
-        with FileLock(target / "lock"):  # of the processes of one run, the first fills it and the others wait
-            if not (target / "index.json").is_file():
-                cls._fill(target, FrameSource(cuts, keys, frontend), workers)
-        return cls(target)
+        stamp = audio_stamp(cuts)
+        if not (index := _read_index(target, stamp)):
+            target.mkdir(parents=True, exist_ok=True)
+            with FileLock(target / "lock"):  # of the processes of one run, the first fills it and the others wait
+                if not (index := _read_index(target, stamp)):
+                    index = cls._fill(target, FrameSource(cuts, keys, frontend), stamp, workers)
+        return cls(target, index)
 
     @classmethod
     def missing_bytes(
         cls, folder: str | Path, cuts: Sequence[MonoCut], speeds: Sequence[float], frontend: FrontendConfig
     ) -> int:
         """What `open` with these arguments will write, about; 0 where the cache is there."""
-        if (cls._folder(folder, cuts, _all_keys(cuts, speeds), frontend) / "index.json").is_file():
+        target = cls._folder(folder, cuts, _all_keys(cuts, speeds), frontend)
+        if _read_index(target, audio_stamp(cuts)):
             return 0
+        partial = target / "features.f16.partial"
+        there = partial.stat().st_size if partial.is_file() else 0
         frames = sum(cut.duration / speed for speed in speeds for cut in cuts) / frontend.hop
-        return round(frames * frontend.n_mels * np.dtype(np.float16).itemsize)
+        return max(0, round(frames * frontend.n_mels * np.dtype(np.float16).itemsize) - there)
 
     @staticmethod
     def _folder(folder: str | Path, cuts: Sequence[MonoCut], keys: Sequence[Key], frontend: FrontendConfig) -> Path:
         features = {k: v for k, v in asdict(frontend).items() if k != "mean_prior"}  # which is about normalisation
-        places = [(c.duration, c.recording.sources[0].source, *([c.start] if c.start else [])) for c in cuts]
+        places = [(c.duration, audio_path(c), *([c.start] if c.start else [])) for c in cuts]
         described = json.dumps([features, keys, places])
         return Path(folder) / f"features-{hashlib.sha1(described.encode()).hexdigest()[:12]}"
 
     @staticmethod
-    def _fill(target: Path, source: FrameSource, workers: int | None) -> None:
+    def _fill(target: Path, source: FrameSource, stamp: str | None, workers: int | None) -> dict[str, Any]:
+        """Write features and index, from where an earlier try was stopped; returns the index."""
         from rich.progress import Progress
 
-        entries, offset = [], 0
-        partial = target / "features.f16.partial"
+        n_mels, keys = source.frontend.n_mels, source.keys
+        partial, listing = target / "features.f16.partial", target / "index.jsonl.partial"
         try:
-            with open(partial, "wb") as file, Progress(transient=True) as progress:
-                task = progress.add_task("computing features", total=len(source))
-                for key, frames in zip(source.keys, _loaded(source, workers), strict=True):
-                    file.write(frames.tobytes())
-                    entries.append((*key, offset, len(frames)))
-                    offset += len(frames)
-                    progress.advance(task)
+            entries = _gone_on_from(partial, listing, {"n_mels": n_mels, "audio": stamp}, keys)
+            offset = entries[-1][2] + entries[-1][3] if entries else 0
+            left = Subset(source, range(len(entries), len(keys)))
+            with open(partial, "ab") as file, open(listing, "a") as lines, Progress(transient=True) as progress:
+                task = progress.add_task("computing features", total=len(keys), completed=len(entries))
+                noted = len(entries)
+                try:
+                    for key, frames in zip(keys[len(entries) :], _loaded(left, workers), strict=True):
+                        file.write(frames.tobytes())
+                        entries.append([*key, offset, len(frames)])
+                        offset += len(frames)
+                        progress.advance(task)
+                        if len(entries) - noted >= NOTED_TOGETHER:
+                            noted = _note(file, lines, entries, noted)
+                finally:
+                    _note(file, lines, entries, noted)
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise CorpusError(f"{partial}: cannot write features ({error.strerror}); free space there") from error
+            raise CorpusError(
+                f"{partial}: cannot write features ({error.strerror}); free space there, and it goes on from here"
+            ) from error
         partial.rename(target / "features.f16")
-        index = target / "index.json.partial"
-        index.write_text(json.dumps({"n_mels": source.frontend.n_mels, "entries": entries}))
-        index.rename(target / "index.json")
+        index = {"n_mels": n_mels, "audio": stamp, "entries": entries}
+        with write_atomically(target / "index.json") as file:
+            json.dump(index, file)
+        listing.unlink()
+        return index
 
     def frames(self, key: Key) -> np.ndarray:
         """(T, n_mels) fp16 view into the file."""
@@ -420,9 +521,10 @@ class BatchLoader(DataLoader):
         return len(self.plan)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            self.position += 1
-            yield batch
+        with _one_line():
+            for batch in super().__iter__():
+                self.position += 1
+                yield batch
         self.position = 0
 
     def state_dict(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ def joint_loss(
     characters: Tensor,
     character_lengths: Tensor,
     label_smoothing: float = 0.0,
+    zero_infinity: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention and CTC losses, each in nats a character.
 
@@ -24,9 +25,10 @@ def joint_loss(
         lengths: (B,) encoder states.
         characters: (B, U + 2) with BOS and EOS, padded with 0.
         character_lengths: (B,) without BOS and EOS.
+        zero_infinity: whether a transcript too long for its audio counts 0 in CTC's.
     """
     attention = spelling_loss(logits, characters, label_smoothing)
-    return attention, ctc_loss(ctc_logits, lengths, characters, character_lengths)
+    return attention, ctc_loss(ctc_logits, lengths, characters, character_lengths, zero_infinity)
 
 
 def spelling_loss(logits: Tensor, characters: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -18,10 +18,11 @@ from rich.progress import Progress, TaskID
 
 from asr.bundle import Bundle, load_bundle
 from asr.config import from_mapping
-from asr.corpus.dataset import cut_text, load_cuts
+from asr.corpus.dataset import audio_path, cut_text, load_cuts, load_samples
 from asr.decoding.beam_search import DecodingConfig
 from asr.errors import CorpusError
 from asr.scoring import Score, bootstrap_interval, write_scores
+from asr.training.failures import readable_failures
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import make_writable, write_atomically
 
@@ -47,7 +48,13 @@ def batches(
     """Cuts from short to long, in groups of `batch_seconds`, with the normalised frames (T, n_mels) of each.
 
     change: what is heard instead of an utterance: its id and samples (T,) at the model's rate -> samples
+
+    Raises:
+        CorpusError: a recording is not there, or damaged.
     """
+    for cut in cuts:  # one that is missing shows before hours of search, not after
+        if not Path(path := audio_path(cut)).is_file():
+            raise CorpusError(f"{path}: not there; put it back, or run prepare.py again")
     rate = bundle.frontend.config.sample_rate
     start = 0
     while start < len(cuts):
@@ -55,8 +62,7 @@ def batches(
         while end < len(cuts) and (end - start + 1) * cuts[end].duration <= batch_seconds:
             end += 1
         group = cuts[start:end]
-        resampled = [cut if cut.sampling_rate == rate else cut.resample(rate) for cut in group]
-        heard = [cut.load_audio()[0] for cut in resampled]
+        heard = [load_samples(cut, rate) for cut in group]
         if change:
             heard = [change(cut.id, samples) for cut, samples in zip(group, heard, strict=True)]
         yield group, [bundle.encode(torch.from_numpy(samples)) for samples in heard]
@@ -97,7 +103,9 @@ def decode(settings: Mapping[str, Any]) -> Score:
     make_writable(output, "output")
     nbest: dict[str, list[dict[str, Any]]] = {}
     processor, wall = time.process_time(), time.perf_counter()
-    with Progress(transient=True) as progress:
+    lower = f"batch_seconds (now {settings['batch_seconds']:g}) or decoding.beam (now {decoding.beam})"
+    out_of_memory = f"out of memory after {{}} utterances; lower {lower}"
+    with Progress(transient=True) as progress, readable_failures(output, lambda: out_of_memory.format(len(nbest))):
         task = progress.add_task("decoding", total=sum(c.duration for c in cuts) * (3 if settings.get("adapt") else 1))
         for voice in _voices(cuts) if settings.get("adapt") else [cuts]:
             groups: Iterable[tuple[Sequence[MonoCut], list[torch.Tensor]]]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ from asr.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
 )
-from asr.training.module import TrainingStoppedError
+from asr.training.failures import TrainingStoppedError, readable_failures
 from asr.training.run import choose_accelerator, choose_precision, count_processes, differences
 from asr.writers import make_writable, write_atomically
 
@@ -438,8 +439,11 @@ class Measure(callbacks.Callback):
         rounded = {name: float(f"{value:.5g}") for name, value in {**rates, **logged}.items()}
         record = {**progress, **rounded, f"held_out/bits_per_{module.unit}": round(held_out, 4)}
         if trainer.is_global_zero:
-            with open(self.output / "history.jsonl", "a") as file:
-                file.write(json.dumps(record) + "\n")
+            try:
+                with open(self.output / "history.jsonl", "a") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:
+                log.error("%s: NOT written (%s)", self.output / "history.jsonl", error.strerror)
             log.info("%3.0f %%  %s", 100 * module.progress, json.dumps(record))
             if held_out < self.best:
                 progress["measured"] = min(self.sentences, len(self.data.held_out))
@@ -524,7 +528,8 @@ def fit(settings: Mapping[str, Any], module: LanguageModelModule, make_data: Cal
         default_root_dir=output,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+    with readable_failures(output, partial(_out_of_memory, trainer, settings)):
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     folder = output / "model"
     if trainer.is_global_zero:
         tuned = read_settings(folder).get("decoding")  # by tune.py, where the run was over already
@@ -534,6 +539,11 @@ def fit(settings: Mapping[str, Any], module: LanguageModelModule, make_data: Cal
             with write_atomically(folder / SETTINGS) as file:
                 yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
     return folder
+
+
+def _out_of_memory(trainer: lightning.Trainer, settings: Mapping[str, Any]) -> str:
+    lower = f"training.batch_characters (now {settings['training']['batch_characters']})"
+    return f"out of memory at step {trainer.global_step}; lower {lower} or the model's size"
 
 
 def _resume_from(settings: Mapping[str, Any], checkpoints: Path, module: LanguageModelModule) -> Path | None:

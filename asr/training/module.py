@@ -20,17 +20,18 @@ from asr.corpus.passages import PassageSource
 from asr.corpus.pronunciation import PHONES, Pronouncer
 from asr.decoding.beam_search import PRESETS, DecodingConfig, beam_search
 from asr.decoding.greedy import ctc_greedy
-from asr.errors import AsrError, ConfigError
+from asr.errors import ConfigError
 from asr.frontend import FrontendConfig, Normalizer, SpecAugment, SpecAugmentConfig
 from asr.model import ListenAttendSpell, ModelConfig
 from asr.model.encoder import length_mask
 from asr.model.loss import ctc_loss, joint_loss, spelling_loss
 from asr.tokenizer import CharTokenizer
 from asr.training.completion import completion_loss, optimal_completions
+from asr.training.failures import TrainingStoppedError
 
 log = logging.getLogger(__name__)
 
-__all__ = ["LasModule", "TrainingConfig", "TrainingStoppedError", "consistency_loss", "sampled_inputs"]
+__all__ = ["LasModule", "TrainingConfig", "consistency_loss", "sampled_inputs"]
 
 # The searches behind the logged dev WERs, beside CTC's best path. "joint" is what users get unless they ask for more.
 JOINT = PRESETS["greedy_ctc"]
@@ -39,10 +40,6 @@ JOINT = PRESETS["greedy_ctc"]
 ATTENTION = DecodingConfig(beam=1, max_length_ratio=1.5)
 ATTENTION_EVERY = 4
 GOLDEN = (math.sqrt(5) - 1) / 2
-
-
-class TrainingStoppedError(AsrError):
-    """Training cannot usefully go on."""
 
 
 @dataclass(frozen=True)
@@ -220,15 +217,19 @@ class LasModule(lightning.LightningModule):
 
     @property
     def progress(self) -> float:
-        """How far training has come, 0 at its start and 1 at its end; a resumed run goes on where it was."""
+        """How far training has come, 0 at its start and 1 at its end; a resumed run goes on where it was.
+
+        The end is where the nearer of `max_epochs` and `max_steps` is.
+        """
         trainer = self.trainer
-        batches = trainer.num_training_batches
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        return min(1.0, (trainer.current_epoch + done / max(1, batches)) / max(1, trainer.max_epochs or 1))
+        limits = (self.epochs_done, trainer.max_epochs or 1), (trainer.global_step, trainer.max_steps)
+        return min(1.0, max(done / limit for done, limit in limits if limit > 0))
 
     @property
     def epochs_done(self) -> float:
-        return self.progress * (self.trainer.max_epochs or 1)
+        trainer = self.trainer
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        return trainer.current_epoch + done / max(1, trainer.num_training_batches)
 
     def learning_rate_at(self, step: int, progress: float) -> float:
         """Linear warm-up in steps, then a cosine in progress."""
@@ -468,7 +469,8 @@ class LasModule(lightning.LightningModule):
         h, lengths = self.model.encoder(self.normalizer(batch.frames, batch.lengths), batch.lengths)
         logits, _ = self.model.speller(batch.characters[:, :-1], self.model.speller.memory(h, lengths))
         ctc_logits = self.model.ctc(h)
-        attention, ctc = joint_loss(logits, ctc_logits, lengths, batch.characters, batch.character_lengths)
+        targets = batch.characters, batch.character_lengths
+        attention, ctc = joint_loss(logits, ctc_logits, lengths, *targets, zero_infinity=True)
         self.log("dev/attention", attention, batch_size=size, sync_dist=True)
         self.log("dev/ctc", ctc, batch_size=size, sync_dist=True)
         self._edits += self.count_errors(batch.texts, h, lengths, ctc_logits, batch_idx)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
+import math
 import os
 import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,10 @@ from asr.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
 )
-from asr.training.module import LasModule, TrainingConfig, TrainingStoppedError
+from asr.training.failures import TrainingStoppedError, readable_failures
+from asr.training.module import LasModule, TrainingConfig
 from asr.training.plots import AttentionPlots
+from asr.training.settings import checked_settings
 from asr.transcriber import find_model
 from asr.writers import make_writable, write_atomically
 
@@ -80,15 +83,13 @@ class SpeechData(lightning.LightningDataModule):
     def __init__(self, settings: Mapping[str, Any], module: LasModule) -> None:
         super().__init__()
         c = self.settings = settings
-        self.seed = module.settings.seed
+        self.seed, self.ctc_only_epochs = module.settings.seed, module.settings.ctc_only_epochs
         self.tokenizer, self.frontend = module.tokenizer, module.frontend
         self.portions, self.dropped = self._portions(module.model.encoder.config.reduction)
         self.cuts = [cut for portion in self.portions for cut in portion.cuts]
         if not self.cuts:
             raise CorpusError(f"{c['manifests']}: nothing left to train on in {', '.join(c['train'])}")
-        self.dev_cuts = sorted(load_cuts(c["manifests"], c["dev"]), key=lambda cut: -cut.duration)
-        if not self.dev_cuts:
-            raise CorpusError(f"{c['manifests']}: no utterances in {', '.join(c['dev'])} to choose checkpoints by")
+        self.dev_cuts = self._dev_cuts(module.model.encoder.config.reduction)
         self.cache_folder = Path(c["cache_dir"] or c["manifests"]) if c["cache"] else None
         workers = c.get("workers")
         if workers is None:  # what a cache holds is read faster than it is handed from process to process
@@ -102,18 +103,41 @@ class SpeechData(lightning.LightningDataModule):
         for name in ("shares", "unperturbed"):
             if unknown := sorted({*(c.get(name) or ())} - {*c["train"]}):
                 raise ConfigError(f"corpus.{name}: {', '.join(unknown)} not in corpus.train={list(c['train'])}")
+        subset_of: dict[str, str] = {}
         for subset in c["train"]:
             share = shares.get(subset, 1.0)
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
                 raise ConfigError(f"corpus.shares.{subset} must be above 0 and at most 1; got {share!r}")
             speeds = (1.0,) if subset in unperturbed else tuple(float(s) for s in c["speeds"])
             cuts = load_cuts(c["manifests"], [subset])
+            for cut in cuts:
+                if (other := subset_of.setdefault(cut.id, subset)) != subset:
+                    raise CorpusError(
+                        f"utterance {cut.id} is in both {other} and {subset}; prepare them together, which leaves it "
+                        f"out of one, or leave one out of corpus.train"
+                    )
             limits = reduction, c["max_duration"], max(speeds), self.frontend.hop
             cuts, lost = split_trainable(cuts, self.tokenizer, *limits)
             dropped += lost
             if cuts:
                 portions.append(Portion(cuts, speeds, share))
         return portions, dropped
+
+    def _dev_cuts(self, reduction: int) -> list[MonoCut]:
+        """Those long enough for an encoder state, the longest first."""
+        c = self.settings
+        cuts = sorted(load_cuts(c["manifests"], c["dev"]), key=lambda cut: -cut.duration)
+        heard = [cut for cut in cuts if int(cut.duration / self.frontend.hop) + 1 >= reduction]
+        if not heard:
+            raise CorpusError(f"{c['manifests']}: no utterances in {', '.join(c['dev'])} to choose checkpoints by")
+        if short := cuts[len(heard) :]:
+            log.warning("dev WER is without %d that are too short to be heard: %s", len(short), short[0].id)
+        ids, speakers = ({name(cut) for cut in self.cuts} for name in (_id, _speaker))
+        if known := [cut.id for cut in heard if cut.id in ids]:
+            log.warning("dev WER says little: %d utterances are trained on too, such as %s", len(known), known[0])
+        elif known := sorted({str(s) for s in map(_speaker, heard) if s in speakers}):
+            log.warning("dev WER is of voices that are trained on too: %s", ", ".join(known[:5]))
+        return heard
 
     @property
     def cached(self) -> list[tuple[list[MonoCut], list[float]]]:
@@ -166,7 +190,8 @@ class SpeechData(lightning.LightningDataModule):
             seed=self.seed,
             batch_seconds=self.settings["batch_seconds"],
             ascending=epoch < self.settings["ascending_epochs"],
-            longest_first=epoch == 0,
+            # .. and once more when the speller joins in: what runs out of memory then should do so at once as well.
+            longest_first=epoch in (0, math.ceil(self.ctc_only_epochs)),
         )
         return BatchLoader(
             self.train_set,
@@ -190,6 +215,14 @@ class SpeechData(lightning.LightningDataModule):
         plan = [keys[i : i + size] for i in range(0, len(keys), size)]
         # Nothing twice: the counts are summed.
         return BatchLoader(self.dev_set, plan[rank::world_size], num_workers=self.workers)
+
+
+def _id(cut: MonoCut) -> str:
+    return str(cut.id)
+
+
+def _speaker(cut: MonoCut) -> str | None:
+    return cut.supervisions[0].speaker if cut.supervisions else None
 
 
 class History(callbacks.Callback):
@@ -224,6 +257,7 @@ def train(settings: Mapping[str, Any], extra: Sequence[callbacks.Callback] = ())
         AsrError: the settings, the corpus or the disk will not do, or training cannot usefully go on.
         TrainingInterrupted: Ctrl-C or SIGTERM; all is saved.
     """
+    settings = checked_settings(settings)
     output = Path(settings["output"])
     checkpoints = output / "checkpoints"
     resume = _resume_from(settings, checkpoints)
@@ -249,7 +283,9 @@ def train(settings: Mapping[str, Any], extra: Sequence[callbacks.Callback] = ())
     if module.settings.find_learning_rate:  # the finder ends it, and dev WER tells it nothing
         t = {**t, "max_epochs": 10_000, "max_steps": -1, "validate_every": 10_000}
     chosen, best, epochs = _callbacks(settings, module)
-    if t["max_steps"] < 0 and t["max_epochs"] % t["validate_every"]:
+    if t["max_steps"] > 0:
+        log.warning("max_steps=%d may end the run within an epoch, which is then not validated", t["max_steps"])
+    elif t["max_epochs"] % t["validate_every"]:
         log.warning("the last epochs will not be validated: max_epochs is no multiple of validate_every")
     devices, nodes = count_processes(t)
     trainer = lightning.Trainer(
@@ -282,7 +318,7 @@ def train(settings: Mapping[str, Any], extra: Sequence[callbacks.Callback] = ())
             data.hours, len(data.cuts), len(data.dropped), output / "dropped.txt", module.model.num_parameters / 1e6,
             f"; going on from {resume}" if resume else "",
         )  # fmt: skip
-    with _readable_failures(module, settings):
+    with readable_failures(output, partial(_out_of_memory, module, settings)):
         if module.settings.find_learning_rate:
             return find_learning_rate(trainer, module, data, output)
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
@@ -369,31 +405,13 @@ def steepest_fall(rates: np.ndarray, losses: np.ndarray) -> float:
     return float(rates[known][slope.argmin()])
 
 
-@contextmanager
-def _readable_failures(module: LasModule, settings: Mapping[str, Any]) -> Iterator[None]:
-    """What a machine runs out of, as one line that says what to do."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise TrainingStoppedError(
-            f"out of memory at step {module.trainer.global_step}, at a batch of {module.batch_shape}; lower "
-            f"corpus.batch_seconds (now {settings['corpus']['batch_seconds']:g}; trainer.accumulate=2 makes up for "
-            f"half), corpus.max_duration (now {settings['corpus']['max_duration']:g} s) or the model's size"
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise TrainingStoppedError(
-            f"{settings['output']}: {error.strerror}; free space, and the same command goes on from the last checkpoint"
-        ) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA, cuDNN, cuBLAS and the CPU allocator each say it in their own way."""
-    says = ("DefaultCPUAllocator", "not enough memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(s in str(error) for s in says)
+def _out_of_memory(module: LasModule, settings: Mapping[str, Any]) -> str:
+    corpus = settings["corpus"]
+    return (
+        f"out of memory at step {module.trainer.global_step}, at a batch of {module.batch_shape}; lower "
+        f"corpus.batch_seconds (now {corpus['batch_seconds']:g}; trainer.accumulate=2 makes up for half), "
+        f"corpus.max_duration (now {corpus['max_duration']:g} s) or the model's size"
+    )
 
 
 def _prepare_disk(settings: Mapping[str, Any], checkpoints: Path, module: LasModule, data: SpeechData) -> None:
@@ -573,6 +591,8 @@ def _take_reader(module: LasModule, folder: str | None, reads: bool) -> None:
 
 def choose_accelerator(wanted: str) -> str:
     """`auto` is CUDA or the CPU; Lightning's would be Apple's MPS, which lacks the double precision that CTC needs."""
+    if wanted in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ConfigError(f"trainer.accelerator={wanted}: this machine has no CUDA GPU that PyTorch can use; use cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 

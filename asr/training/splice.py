@@ -237,7 +237,7 @@ def splice_subset(
         raise ConfigError(f"{subset} is an evaluation set; splice training sets")
     model = find_model(model_dir)
     recogniser = Transcriber(load_bundle(model), DecodingConfig())
-    utterances = scan(root, subset, check="header").utterances
+    utterances = scan(root, subset).utterances  # without the damaged ones, as prepare.py takes them
     folder = Path(output) / "LibriSpeech" / f"{subset}-spliced"
     claim_folder(folder, {"root": str(root), "model_dir": str(model_dir), **to_mapping(config)})
     speakers: dict[str, list[Utterance]] = defaultdict(list)

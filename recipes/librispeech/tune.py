@@ -36,7 +36,7 @@ from torch import Tensor
 from asr._exit import friendly_errors
 from asr.bundle import Bundle, load_bundle
 from asr.config import from_mapping, to_mapping
-from asr.corpus.dataset import cut_text, load_cuts
+from asr.corpus.dataset import audio_path, audio_stamp, cut_text, load_cuts
 from asr.decoding.beam_search import DecodingConfig, beam_search
 from asr.errors import ConfigError, CorpusError
 from asr.model.language_model import SETTINGS, WEIGHTS
@@ -87,7 +87,7 @@ def encoded(settings: Mapping[str, Any], bundle: Bundle, folder: Path) -> tuple[
         raise CorpusError(f"{settings['corpus']['manifests']}: no utterances to tune on")
     cuts = list(pick_evenly(cuts, settings["max_utterances"] or 0))
     weights = find_model(settings["model_dir"])
-    speech = [(c.id, round(c.duration, 3), cut_text(c)) for c in cuts]
+    speech = [(c.id, round(c.duration, 3), cut_text(c), audio_path(c), audio_stamp([c])) for c in cuts]
     heard = {name: settings["decoding"][name] for name in HEARD}
     files = (weights / "model.safetensors", weights / "config.yaml")
     key = fingerprint(*files, speech, settings["batch_seconds"], heard)

@@ -1,6 +1,7 @@
 """What becomes of speech in a room, in noise and over the telephone, and the subset of such copies."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from toy_speech import speak
 from asr.corpus import librispeech
 from asr.corpus.augment import (
     AugmentConfig,
+    _Recordings,
     add_noise,
     augment,
     augment_subset,
@@ -126,6 +128,25 @@ def test_a_subset_is_copied_under_other_names_and_gone_on_with(toy_corpus, noise
     augment_subset(toy_corpus, "train-toy", tmp_path / "a", WITHOUT_ROOMS, noises=noises)
     assert (folder / "A1" / "1" / "A1-1.trans.txt").stat().st_mtime_ns == stamp
     assert {p.name: p.read_bytes() for p in folder.rglob("*.flac")} == files
+
+
+def test_a_damaged_recording_is_left_out(toy_corpus, noises, tmp_path):
+    shutil.copytree(toy_corpus / "train-toy", tmp_path / "LibriSpeech/train-toy")
+    damaged = next((tmp_path / "LibriSpeech").rglob("1-1-0003.flac"))
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    folder = augment_subset(tmp_path, "train-toy", tmp_path / "out", AugmentConfig(rooms=0, mp3=0), noises=noises)
+    written = sorted(path.stem.partition("1-1-")[2] for path in folder.rglob("*1-1-0*.flac"))
+    assert len(written) == 11
+    assert "0003" not in written
+
+
+def test_only_so_many_noises_stay_in_memory(tmp_path):
+    for name, value in (("a", 0.1), ("b", 0.2), ("c", 0.3)):
+        soundfile.write(tmp_path / f"{name}.wav", np.full(1000, value), 16000)
+    recordings = _Recordings(limit=2500)
+    paths = [tmp_path / f"{name}.wav" for name in "abac"]
+    assert [float(recordings[path][0]) for path in paths] == pytest.approx([0.1, 0.2, 0.1, 0.3], abs=1e-3)
+    assert [path.stem for path in recordings.kept] == ["a", "c"]  # b was asked for longest ago
 
 
 def test_what_cannot_work_is_said_in_one_line(toy_corpus, noises, tmp_path, monkeypatch):

@@ -1,9 +1,15 @@
 import copy
 import gzip
+import os
+import shutil
 from collections import Counter
+from functools import partial
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from asr.corpus.dataset import (
@@ -191,6 +197,92 @@ def test_a_cache_is_filled_once_and_never_mistaken_for_another(cuts, cache):
     sooner = [cuts[0].truncate(duration=0.5, preserve_id=True)]
     a, b = (FeatureCache.open(folder, part, (1.0,), FrontendConfig(n_mels=20), workers=0) for part in (sooner, later))
     assert not np.array_equal(a.frames((cuts[0].id, 1.0)), b.frames((cuts[0].id, 1.0)))
+
+
+@pytest.fixture
+def copied(cuts, tmp_path):
+    """Three cuts with audio of their own, and a function that opens a cache of them."""
+    own = copy.deepcopy(cuts[:3])
+    for cut in own:
+        source = cut.recording.sources[0]
+        source.source = shutil.copy(source.source, tmp_path)
+    return own, partial(FeatureCache.open, tmp_path / "cache", own, SPEEDS, FrontendConfig(n_mels=20), workers=0)
+
+
+def test_other_audio_under_the_same_name_is_not_taken_for_what_was_there(copied):
+    cuts, fill = copied
+    before = fill().frames((cuts[1].id, 1.0)).copy()
+    path = cuts[1].recording.sources[0].source
+    soundfile.write(path, soundfile.read(path)[0][::-1], 16000)  # as long as before
+    cache = fill()
+    after = cache.frames((cuts[1].id, 1.0))
+    assert after.shape == before.shape
+    assert not np.array_equal(after, before)
+    assert [p.name for p in cache.folder.parent.iterdir()] == [cache.folder.name]  # in place of the old
+    os.unlink(path)  # features may be kept without audio
+    np.testing.assert_array_equal(fill().frames((cuts[1].id, 1.0)), after)
+
+
+@pytest.mark.parametrize("damage", ["features cut off", "features gone", "index empty", "index of other things"])
+def test_a_damaged_cache_is_filled_again(copied, damage):
+    _, fill = copied
+    cache = fill()
+    expected = {key: cache.frames(key).copy() for key in cache.index}
+    features, index = cache.folder / "features.f16", cache.folder / "index.json"
+    if damage == "features cut off":
+        os.truncate(features, features.stat().st_size // 2)
+    elif damage == "features gone":
+        features.unlink()
+    else:
+        index.write_text("" if damage == "index empty" else "[1, 2]")
+    again = fill()
+    assert again.index.keys() == expected.keys()
+    for key, frames in expected.items():
+        np.testing.assert_array_equal(again.frames(key), frames)
+
+
+def test_a_cache_that_was_not_finished_goes_on_where_it_was(copied, monkeypatch):
+    cuts, fill = copied
+    compute, computed = FrameSource.frames, []
+
+    def interrupted(self, key):
+        computed.append(key)
+        if len(computed) == 6:
+            raise KeyboardInterrupt
+        return compute(self, key)
+
+    monkeypatch.setattr(FrameSource, "frames", interrupted)
+    everything = FeatureCache.missing_bytes("/nowhere", cuts, SPEEDS, FrontendConfig(n_mels=20))
+    with pytest.raises(KeyboardInterrupt):
+        fill()
+    (folder,) = Path(cuts[0].recording.sources[0].source).parent.glob("cache/*")
+    with open(folder / "features.f16.partial", "ab") as file:
+        file.write(b"half an utterance")
+    left = FeatureCache.missing_bytes(folder.parent, cuts, SPEEDS, FrontendConfig(n_mels=20))
+    assert 0 < left < 0.6 * everything
+    cache = fill()
+    assert len(computed) == 6 + 9 - 5
+    assert sorted(p.name for p in cache.folder.iterdir()) == ["features.f16", "index.json", "lock"]
+    monkeypatch.undo()
+    fresh = FeatureCache.open(folder.parent / "other", cuts, SPEEDS, FrontendConfig(n_mels=20), workers=0)
+    for key in fresh.index:
+        np.testing.assert_array_equal(cache.frames(key), fresh.frames(key))
+
+
+def test_a_cache_that_is_there_needs_no_permission_to_write(copied, monkeypatch):
+    _, fill = copied
+    fill()
+    monkeypatch.setattr("asr.corpus.dataset.FileLock", Mock(side_effect=PermissionError))
+    assert len(fill().index) == 9
+
+
+def test_without_a_cache_too_a_worker_names_in_one_line_what_it_cannot_read(copied):
+    cuts, _ = copied
+    os.truncate(cuts[0].recording.sources[0].source, 100)
+    dataset = SpeechDataset(cuts, CharTokenizer(), frontend=FrontendConfig(n_mels=40))
+    with pytest.raises(CorpusError, match=r"^.*: cannot be read \(.*\); run prepare.py again$") as error:
+        list(BatchLoader(dataset, [[(cuts[0].id, 1.0)]], num_workers=1))
+    assert "\n" not in str(error.value)
 
 
 def test_normalizer_is_global_over_all_training_frames(cuts, cache):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from asr.bundle import load_bundle
 from asr.corpus.augment import AugmentConfig, augment_utterance
 from asr.corpus.dataset import load_cuts
 from asr.decoding.beam_search import PRESETS
-from asr.errors import ConfigError
+from asr.errors import ConfigError, CorpusError
 from asr.training.evaluate import batches, decode, pick_evenly
 from asr.transcriber import Transcriber
 
@@ -41,6 +42,17 @@ def test_what_is_heard_can_be_changed(toy_corpus, toy_bundle, tmp_path):
         assert 20 * np.log10(added) == pytest.approx(10, abs=0.5)
         torch.testing.assert_close(noisy, bundle.encode(torch.from_numpy(changed)))
         assert not torch.allclose(noisy, recorded)
+
+
+def test_audio_that_is_not_there_or_damaged_is_named(toy_corpus, toy_bundle, tmp_path):
+    cuts = sorted(load_cuts(toy_corpus / "manifests", ["dev-toy"]), key=lambda c: c.duration)
+    bundle, source = load_bundle(toy_bundle), cuts[-1].recording.sources[0]
+    whole, source.source = source.source, str(tmp_path / "x.flac")
+    with pytest.raises(CorpusError, match=r"x.flac: not there; put it back, or run prepare.py again"):
+        next(batches(cuts, bundle, 4.0))  # before any other is searched
+    (tmp_path / "x.flac").write_bytes(Path(whole).read_bytes()[:100])
+    with pytest.raises(CorpusError, match=r"x.flac: cannot be read \(.*\); run prepare.py again"):
+        list(batches(cuts, bundle, 4.0))
 
 
 def test_each_speaker_is_a_voice(toy_corpus, toy_bundle, tmp_path, monkeypatch):

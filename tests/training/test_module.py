@@ -13,10 +13,10 @@ from asr.model.encoder import join_pairs
 from asr.model.loss import ctc_loss, joint_loss, spelling_loss
 from asr.training.checkpoint import average_checkpoints, latest_checkpoint, load_checkpoint
 from asr.training.completion import completion_loss, optimal_completions
+from asr.training.failures import TrainingStoppedError
 from asr.training.module import (
     LasModule,
     TrainingConfig,
-    TrainingStoppedError,
     consistency_loss,
     off_diagonal,
     sampled_inputs,

@@ -2,12 +2,14 @@
 
 import errno
 import gzip
+import json
 import os
 import shutil
 import time
 from collections import namedtuple
 from pathlib import Path
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -24,8 +26,10 @@ from asr.model.language_model import CharLanguageModel, LanguageModelConfig, sav
 from asr.model.loss import spelling_loss
 from asr.tokenizer import CharTokenizer
 from asr.training.checkpoint import latest_checkpoint, load_checkpoint
-from asr.training.module import LasModule, TrainingStoppedError
+from asr.training.failures import TrainingStoppedError
+from asr.training.module import LasModule
 from asr.training.run import SpeechData, choose_accelerator, choose_precision, steepest_fall, train
+from asr.training.settings import checked_settings
 
 SHAPE = r"a batch of \d+ x \d+ frames and \d+ characters \(\d+ s with padding\); lower corpus.batch_seconds \(now 4;"
 
@@ -34,6 +38,7 @@ SHAPE = r"a batch of \d+ x \d+ frames and \d+ characters \(\d+ s with padding\);
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried .."),
         MemoryError(),
     ],
@@ -151,6 +156,89 @@ def test_shares_and_speeds_of_subsets_that_cannot_be_are_named(mixed):
     fails("corpus.unperturbed: less not in", unperturbed=["less"])
     for share in (0, 1.5, "half", True):
         fails(f"corpus.shares.more must be above 0 and at most 1; got {share!r}", shares={"more": share})
+
+
+def test_what_stands_in_two_subsets_is_not_trained_on(mixed):
+    manifests = Path(mixed["corpus"]["manifests"])
+    shutil.copy(manifests / "cuts_train-toy.jsonl.gz", manifests / "cuts_more.jsonl.gz")
+    with pytest.raises(CorpusError, match="utterance 1-1-0000 is in both train-toy and more; prepare them together"):
+        SpeechData(mixed["corpus"], LasModule.from_settings(mixed))
+
+
+def test_development_speech_that_is_trained_on_is_named(mixed, caplog):
+    def warning(dev):
+        caplog.clear()
+        SpeechData(mixed["corpus"] | {"dev": dev}, LasModule.from_settings(mixed))
+        return caplog.text
+
+    assert not warning(["dev-toy"])
+    assert "24 utterances are trained on too, such as " in warning(["dev-toy", "train-toy"])
+    mixed["corpus"] |= {"train": ["train-toy"], "shares": None, "unperturbed": []}
+    assert "dev WER is of voices that are trained on too: 1, 2" in warning(["more"])
+
+
+def test_development_utterances_that_say_more_than_fits_leave_the_figures_numbers(mixed, caplog):
+    """One of more characters than CTC has room for, and one too short for an encoder state."""
+    path = Path(mixed["corpus"]["manifests"]) / "cuts_dev-toy.jsonl.gz"
+    cuts = load_cuts(path.parent, ["dev-toy"])
+    cuts += [cuts[0].truncate(duration=seconds).with_id(f"cut-{seconds}") for seconds in (0.4, 0.01)]
+    for cut in cuts[-2:]:
+        cut.supervisions[0].text = "ABLE BIRD CAVE DUNE"
+    CutSet.from_cuts(cuts).to_file(path)
+    train(mixed)
+    assert "dev WER is without 1 that are too short to be heard: cut-0.01" in caplog.text
+    lines = (Path(mixed["output"]) / "history.jsonl").read_text().splitlines()
+    figures = json.loads(lines[-1], parse_constant=pytest.fail)
+    assert figures["dev/ctc"] > 0
+    assert figures["dev/attention"] > 0
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "message"),
+    [
+        ("trainer", {"validate_every": 0}, "trainer.validate_every must be a whole number of at least 1, got 0"),
+        ("trainer", {"devices": "auto"}, "trainer.devices must be .*, got 'auto'; torchrun or Slurm start more"),
+        ("trainer", {"devices": 0}, "trainer.devices must be"),
+        ("trainer", {"accelerator": "gpu"}, "trainer.accelerator=gpu: this machine has no CUDA GPU"),
+        ("corpus", {"speeds": []}, r"corpus.speeds should be a list of factors such as \[0.9, 1.0, 1.1\], not \[\]"),
+        ("corpus", {"speeds": 1.0}, "corpus.speeds should be a list"),
+        ("corpus", {"max_duration": None}, "corpus.max_duration must be a number of seconds above 0, got None"),
+        ("corpus", {"batch_seconds": 0}, "corpus.batch_seconds must be a number"),
+        ("corpus", {"dev": []}, r"corpus.dev should be a list of subsets such as \[dev-clean\], not \[\]"),
+        ("resume", False, "resume must be auto, never or the path of a checkpoint, got False"),
+        ("model", {"encoder": {"join_before": 1}}, "model.encoder.join_before should be a list, not 1"),
+        ("model", {"encoder": {"join_before": ["a"]}}, "model.encoder.join_before: each should be int, not 'a'"),
+    ],
+)
+def test_settings_that_cannot_work_are_named_before_anything_is_written(
+    toy_settings, part, wrong, message, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    toy_settings[part] = toy_settings[part] | wrong if isinstance(wrong, dict) else wrong
+    with pytest.raises(ConfigError, match=message):
+        train(toy_settings)
+    assert not list(Path(toy_settings["output"]).rglob("*.ckpt"))
+
+
+def test_one_subset_needs_no_brackets(toy_settings):
+    found = checked_settings(toy_settings | {"corpus": toy_settings["corpus"] | {"train": "a", "dev": "b"}})
+    assert (found["corpus"]["train"], found["corpus"]["dev"]) == (["a"], ["b"])
+
+
+def test_a_limit_in_steps_brings_the_learning_rate_down(toy_settings, caplog):
+    toy_settings["trainer"] |= {"max_epochs": 10, "max_steps": 6}
+    toy_settings["training"] |= {"warmup_steps": 1}
+    rates = []
+
+    class Rates(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    train(toy_settings, [Rates()])
+    assert len(rates) == 6
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.1 * rates[0]
+    assert "max_steps=6 may end the run within an epoch, which is then not validated" in caplog.text
 
 
 def test_training_without_a_cache_is_the_same_and_leaves_none(toy_settings, tmp_path):
@@ -329,4 +417,6 @@ def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(monkeypatch, native):
 def test_the_accelerator_is_the_cpu_where_there_is_no_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_accelerator("auto") == "cpu"
-    assert choose_accelerator("gpu") == "gpu"
+    assert choose_accelerator("cpu") == "cpu"
+    with pytest.raises(ConfigError, match="no CUDA GPU"):
+        choose_accelerator("gpu")

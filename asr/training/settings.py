@@ -1,0 +1,54 @@
+"""What `corpus` and `trainer` of a training run must be: mappings that recipes may add settings of their own to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from asr.errors import ConfigError
+
+__all__ = ["checked_settings"]
+
+WHOLE = {  # of `trainer`, with the least that works
+    "max_epochs": 1,
+    "max_steps": -1,
+    "validate_every": 1,
+    "early_stop_epochs": 0,
+    "accumulate": 1,
+    "devices": 1,
+    "num_nodes": 1,
+    "plots": 0,
+    "log_every": 1,
+}
+
+
+def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with the name of one subset as a list of one.
+
+    Raises:
+        ConfigError: `corpus`, `trainer` or `resume` has a value that cannot work.
+    """
+    corpus, trainer = dict(settings["corpus"]), settings["trainer"]
+    for name, least in WHOLE.items():
+        value = trainer.get(name, least)
+        if type(value) is not int or value < least:
+            more = "; torchrun or Slurm start more processes" if name == "devices" else ""
+            raise ConfigError(f"trainer.{name} must be a whole number of at least {least}, got {value!r}{more}")
+    for name in ("train", "dev"):
+        if isinstance(corpus[name], str):
+            corpus[name] = [corpus[name]]
+        if not corpus[name] or not isinstance(corpus[name], list | tuple):
+            raise ConfigError(f"corpus.{name} should be a list of subsets such as [{name}-clean], not {corpus[name]!r}")
+    for name in ("batch_seconds", "max_duration"):
+        if not _is_positive(corpus[name]):
+            raise ConfigError(f"corpus.{name} must be a number of seconds above 0, got {corpus[name]!r}")
+    speeds = corpus["speeds"]
+    if not isinstance(speeds, list | tuple) or not speeds or not all(map(_is_positive, speeds)):
+        raise ConfigError(f"corpus.speeds should be a list of factors such as [0.9, 1.0, 1.1], not {speeds!r}")
+    if not isinstance(settings["resume"], str):
+        raise ConfigError(f"resume must be auto, never or the path of a checkpoint, got {settings['resume']!r}")
+    return {**settings, "corpus": corpus}
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
