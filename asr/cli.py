@@ -176,7 +176,7 @@ def transcribe(
 
     from asr.progress import AudioProgress
     from asr.segmenter import SegmenterConfig
-    from asr.writers import get_writer, write_file
+    from asr.writers import file_ids, get_writer, write_file
 
     if threads:
         torch.set_num_threads(threads)
@@ -201,12 +201,15 @@ def transcribe(
     to_stdout = get_writer("jsonl" if formats == ["json"] else formats[0])
     sources, names = [source for source, _, _ in wanted], [name for _, name, _ in wanted]
     output_of = {id(source): output for source, _, output in wanted}
+    id_of = dict(zip((file.name for file in files), file_ids([file.name for file in files]), strict=True))
     with AudioProgress(sources) as progress:
         for source, result in recogniser.transcribe_all(sources, names, progress.advance, in_order=not output_dir):
             with progress.hidden():
                 if isinstance(result, AudioError):
                     complain(result)
-                elif output_dir:
+                    continue
+                result = replace(result, id=id_of[result.audio])
+                if output_dir:
                     for suffix in formats:
                         try:
                             write_file(_shown(result, suffix, words), f"{output_of[id(source)]}.{suffix}", suffix)

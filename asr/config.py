@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from asr.errors import ConfigError
 
-__all__ = ["from_mapping", "to_mapping"]
+__all__ = ["as_list", "check_kinds", "from_mapping", "to_mapping"]
 
 T = TypeVar("T")
 
@@ -46,6 +47,19 @@ def _scalar(kind: Any, value: Any, name: str) -> Any:
     if kind in (int, bool, str, float) and type(value) is not kind:
         raise ConfigError(f"{name} should be {kind.__name__}, not {value!r}")
     return value
+
+
+def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """ConfigError where a value is not of its kind (int, bool, str; float, which whole numbers are too)."""
+    for name, kind in kinds.items():
+        _scalar(kind, values[name], name)
+
+
+def as_list(value: Any) -> list[Any]:
+    """One name or path, which Hydra gives as a string where it has no brackets, as a list of one; None: empty."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | os.PathLike) else list(value)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

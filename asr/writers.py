@@ -12,7 +12,8 @@ import os
 import re
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -30,6 +31,7 @@ __all__ = [
     "Writer",
     "as_dict",
     "file_id",
+    "file_ids",
     "get_writer",
     "in_place_of",
     "make_writable",
@@ -84,6 +86,7 @@ class Transcript:
     confidence: float | None = None  # 0..1
     model: str | None = None
     real_time_factor: float | None = None  # seconds of computing per second of audio
+    id: str | None = None  # in ctm and trn; None: the `file_id` of `audio`
 
 
 def as_dict(transcript: Transcript) -> dict[str, Any]:
@@ -129,7 +132,21 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 def file_id(audio: str) -> str:
     """The name of `audio` as one token: no folder, no suffix, `_` for white space and parentheses."""
-    return re.sub(r"[\s()]+", "_", Path(audio).stem) or "audio"
+    return _token(Path(audio).stem)
+
+
+def _token(name: str) -> str:
+    return re.sub(r"[\s()]+", "_", name) or "audio"
+
+
+def file_ids(audios: Sequence[str]) -> list[str]:
+    """`file_id` of each or, for those that share one, their folders with it."""
+    ids = [file_id(audio) for audio in audios]
+    times = Counter(ids)
+    return [
+        name if times[name] == 1 else _token("_".join(Path(audio).with_suffix("").parts).lstrip("/_"))
+        for name, audio in zip(ids, audios, strict=True)
+    ]
 
 
 # --- words and their times ---
@@ -350,7 +367,7 @@ class CtmWriter(Writer):
     appendable = True
 
     def write(self, transcript: Transcript, file: TextIO) -> None:
-        name = file_id(transcript.audio)
+        name = transcript.id or file_id(transcript.audio)
         for segment in transcript.segments or (Segment(0.0, transcript.duration, transcript.text),):
             for word in timed_words(segment):
                 start = round(word.start, 3)  # start and duration make the end as it is rounded, not one beyond it
@@ -368,7 +385,7 @@ class TrnWriter(Writer):
     appendable = True
 
     def write(self, transcript: Transcript, file: TextIO) -> None:
-        file.write(" ".join([*transcript.text.split(), f"({file_id(transcript.audio)})"]) + "\n")
+        file.write(" ".join([*transcript.text.split(), f"({transcript.id or file_id(transcript.audio)})"]) + "\n")
 
 
 WRITERS: dict[str, type[Writer]] = {

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from asr import cli
 from asr.errors import AsrError
 from asr.model.word_lm import estimate, save_word_lm
+from asr.scoring import read_transcripts
 from asr.transcriber import Transcriber
 
 
@@ -107,6 +108,20 @@ def test_files_of_one_name_do_not_overwrite_each_other(run, tmp_path):
         path.write_bytes(paths[0].read_bytes())
     assert run("transcribe", "--output-dir", tmp_path / "more", *alike)[::2] == (0, "")
     assert len(list((tmp_path / "more").iterdir())) == 2
+
+
+def test_files_of_one_name_are_told_apart_in_trn_and_ctm(run, tmp_path):
+    for speaker in ("a", "b"):
+        (tmp_path / speaker).mkdir()
+        soundfile.write(tmp_path / speaker / "1.flac", speak("CAVE"), 16000)
+    paths = [tmp_path / speaker / "1.flac" for speaker in ("a", "b")]
+    out = tmp_path / "both.trn"
+    out.write_text(run("transcribe", "--format", "trn", *paths)[1])
+    first, second = read_transcripts(out)
+    assert first.endswith("_a_1")
+    assert second.endswith("_b_1")
+    ctm = run("transcribe", "--format", "ctm", *paths)[1]
+    assert {line.split()[0] for line in ctm.splitlines()} == {first, second}
 
 
 def test_results_may_come_in_any_order(run, files, tmp_path, monkeypatch):

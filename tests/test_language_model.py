@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -372,6 +373,31 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(settings, tmp_path)
         train(stopped | {"text": str(other)})
 
 
+def test_a_finished_run_goes_on_where_it_is_to_end_later(settings):
+    folder = train(settings)
+    before, steps = history(settings), language_model_summary(folder)["steps"]
+    assert before[-1]["steps"] == steps
+    settings["trainer"] |= {"max_epochs": 4}
+    train(settings)
+    after = history(settings)
+    assert after[: len(before)] == before
+    assert after[-1]["steps"] == pytest.approx(2 * steps, abs=2)
+    assert (folder.parent / "checkpoints" / f"step-{after[-1]['steps']:07d}.ckpt").is_file()
+    best = min(after, key=lambda record: record["held_out/bits_per_character"])
+    assert language_model_summary(folder)["steps"] == best["steps"] > steps
+
+
+def test_what_a_run_goes_on_from_is_not_cleared_away(settings):
+    settings["trainer"] |= {"max_epochs": 1}
+    train(settings)
+    (good,) = (Path(settings["output"]) / "checkpoints").iterdir()
+    damaged = good.with_name("step-9999999.ckpt")
+    damaged.write_bytes(good.read_bytes()[:1000])
+    settings["trainer"] |= {"max_epochs": 2}
+    train(settings)
+    assert history(settings)[-1]["steps"] > int(good.stem.partition("-")[2])
+
+
 def test_a_limit_in_minutes_ends_the_run_and_its_schedule(settings):
     settings["trainer"] |= {"max_epochs": 1000, "max_minutes": 0.03}
     train(settings)
@@ -385,8 +411,18 @@ def test_settings_that_cannot_work(settings):
         train(settings | {"training": {"join": 1.0}})
     with pytest.raises(ConfigError, match=r"unknown setting model\.size"):
         train(settings | {"model": {"size": 3}})
-    with pytest.raises(ConfigError, match="must be 1 or more"):
-        train(settings | {"trainer": settings["trainer"] | {"measurements": 0}})
+    for wrong, message in (
+        ({"measurements": 0}, "trainer.measurements must be a whole number of at least 1, got 0"),
+        ({"measurements": "ten"}, "trainer.measurements must be a whole number"),
+        ({"devices": "auto"}, "trainer.devices must be a whole number"),
+        ({"max_epochs": 0}, "trainer.max_epochs must be a whole number of at least 1"),
+        ({"checkpoint_minutes": None}, "trainer.checkpoint_minutes must be a number above 0, got None"),
+        ({"max_minutes": "1h"}, "trainer.max_minutes must be a number above 0, got '1h'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(settings | {"trainer": settings["trainer"] | wrong})
+    with pytest.raises(ConfigError, match="resume must be auto, never or the path of a checkpoint, got None"):
+        train(settings | {"resume": None})
     with pytest.raises(AsrError, match=r"prepare\.py first"):
         train(settings | {"text": "nowhere"})
     assert yaml.safe_dump(settings)  # plain values: they go into config.yaml as they are

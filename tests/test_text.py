@@ -114,6 +114,21 @@ def test_sentences_that_share_eight_words_with_evaluation_transcripts_are_droppe
         prepare_text([source], tmp_path / "out", overlap_with=[tmp_path / "dev"], on_overlap="stop")
 
 
+def test_one_text_needs_no_brackets(tmp_path):
+    source = tmp_path / "source.txt"
+    source.write_text("\n".join(f"ONE TWO {'THREE ' * i}" for i in range(1, 40)))
+    summary = prepare_text(str(source), tmp_path / "out", overlap_with=source, on_overlap="drop", held_out=0.1)
+    assert summary.read == 39
+
+
+def test_quotation_marks_in_capitals_are_no_letters(tmp_path):
+    lines = ["'HELLO THERE' SHE SAID", "ROCK ' ROLL", "'TIS THE BOYS' O'CLOCK"] * 20
+    (tmp_path / "source.txt").write_text("\n".join(lines))
+    prepare_text([tmp_path / "source.txt"], tmp_path / "out", held_out=0.5)
+    kept = {line for part in ("train", "held_out") for line in PreparedText(tmp_path / "out", part).lines()}
+    assert kept == {"HELLO THERE SHE SAID", "ROCK ROLL", "'TIS THE BOYS' O'CLOCK"}
+
+
 def test_ngrams():
     assert word_ngrams(["A B", "C"], 2) == {"A B", "B C"}
     assert word_ngrams(["A"], 2) == set()

@@ -7,7 +7,7 @@ import pytest
 
 from asr.errors import AsrError, ConfigError
 from asr.scoring import read_transcripts
-from asr.writers import WRITERS, Segment, Transcript, Word, cues, file_id, get_writer, write_file
+from asr.writers import WRITERS, Segment, Transcript, Word, cues, file_id, file_ids, get_writer, write_file
 
 
 def spoken(text, start=0.0, step=0.4, confidence=0.9):
@@ -186,6 +186,10 @@ def test_trn(tmp_path, talk):
 )
 def test_file_id(audio, name):
     assert file_id(audio) == name
+
+
+def test_files_of_one_name_have_their_folders_in_their_ids():
+    assert file_ids(["a/1.flac", "b/1.flac", "/c d/1.wav", "2.wav"]) == ["a_1", "b_1", "c_d_1", "2"]
 
 
 # --- subtitles ---

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from asr.config import as_list
 from asr.errors import CorpusError
 from asr.frontend import FrontendConfig, LogMel, Normalizer
 from asr.tokenizer import CharTokenizer
@@ -69,10 +70,10 @@ class Batch:
         return Batch(self.ids, self.texts, frames, lengths, characters, character_lengths)
 
 
-def load_cuts(manifests: str | Path, subsets: Sequence[str]) -> list[MonoCut]:
+def load_cuts(manifests: str | Path, subsets: Sequence[str] | str) -> list[MonoCut]:
     """Cuts of the named subsets from a folder that `prepare.py` wrote."""
     cuts: list[MonoCut] = []
-    for subset in subsets:
+    for subset in as_list(subsets):
         path = Path(manifests) / f"cuts_{subset}.jsonl.gz"
         if not path.is_file():
             have = sorted(p.name[len("cuts_") : -len(".jsonl.gz")] for p in Path(manifests).glob("cuts_*.jsonl.gz"))

@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asr.config import as_list, check_kinds
 from asr.errors import AsrError, ConfigError, CorpusError
 from asr.tokenizer import CharTokenizer, normalize_text
 from asr.writers import write_atomically
@@ -33,7 +34,7 @@ __all__ = ["PreparedText", "TextSummary", "prepare_text", "read_sentences", "wor
 FORMAT = 1
 PARTS = ("train", "held_out")
 _OPENERS = {".xz": lzma.open, ".gz": gzip.open}
-_NORMAL = re.compile(r"[A-Z']+(?: [A-Z']+)*")  # nothing for normalize_text to do, which is slow
+_NORMAL = re.compile(r"[A-Z]+(?:[' ][A-Z]+)*")  # nothing for normalize_text to do, which is slow
 _TRN_ID = re.compile(r"\s*\([^()\s]+\)\s*$")
 _SHARES = 10_000  # the finest share of sentences that can be held out is one of these
 
@@ -137,10 +138,10 @@ class _Ids:
 
 
 def prepare_text(
-    texts: Sequence[str | Path],
+    texts: Sequence[str | Path] | str | Path,
     output: str | Path,
     *,
-    overlap_with: Sequence[str | Path] = (),
+    overlap_with: Sequence[str | Path] | str | Path = (),
     ngram: int = 8,
     on_overlap: str = "drop",
     held_out: float = 0.01,
@@ -170,6 +171,9 @@ def prepare_text(
         CorpusError: a text is missing or cannot be read, overlaps, or nothing is left of them.
         ConfigError: a setting cannot work.
     """
+    kinds = {"ngram": int, "held_out": float, "max_characters": int, "seed": int}
+    check_kinds({"ngram": ngram, "held_out": held_out, "max_characters": max_characters, "seed": seed}, kinds)
+    texts, overlap_with = as_list(texts), as_list(overlap_with)
     if not texts:
         raise ConfigError("text: nothing to read; give text=[FILE,FOLDER,...]")
     if on_overlap not in ("drop", "stop"):

@@ -418,6 +418,12 @@ def _taken(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]
     return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
 
 
+def check_share(share: Any) -> None:
+    """ConfigError where it cannot be the LSTM's."""
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise ConfigError(f"share must be from 0 to 1, got {share!r}")
+
+
 def save_mixed(
     folder: str | Path,
     tables: Mapping[str, np.ndarray],

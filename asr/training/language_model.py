@@ -54,6 +54,7 @@ from asr.training.checkpoint import (
 )
 from asr.training.failures import TrainingStoppedError, readable_failures
 from asr.training.run import choose_accelerator, choose_precision, count_processes, differences
+from asr.training.settings import check_resume, check_trainer
 from asr.writers import make_writable, write_atomically
 
 __all__ = [
@@ -401,14 +402,17 @@ class Measure(callbacks.Callback):
     def __init__(self, output: Path, data: TextData, times: int, sentences: int, checkpoint: SafeCheckpoint) -> None:
         self.output, self.data, self.checkpoint = output, data, checkpoint
         self.times, self.sentences = times, sentences
-        self.done = 0
+        self.done, self.step = 0, -1  # measurements, and the step of the last one
         self.best = math.inf
 
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done, "best": self.best}
+        return {"step": self.step, "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.done, self.best = state_dict["done"], state_dict["best"]
+        self.step, self.best = state_dict.get("step", -1), state_dict["best"]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.done = int(pl_module.progress * self.times)  # a run that goes on may end later than it was to
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         due = int(pl_module.progress * self.times)
@@ -417,8 +421,7 @@ class Measure(callbacks.Callback):
             self.measure(trainer, pl_module)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if self.done < self.times and pl_module.progress >= 1:
-            self.done = self.times
+        if self.step < trainer.global_step and pl_module.progress >= 1:
             self.measure(trainer, pl_module)
 
     def measure(self, trainer: lightning.Trainer, module: LanguageModelModule) -> None:
@@ -448,7 +451,7 @@ class Measure(callbacks.Callback):
             if held_out < self.best:
                 progress["measured"] = min(self.sentences, len(self.data.held_out))
                 self.data.save(self.output / "model", module, progress, held_out)
-        self.best = min(self.best, held_out)
+        self.step, self.best = trainer.global_step, min(self.best, held_out)
         self.checkpoint.save_now(trainer)
 
 
@@ -476,11 +479,11 @@ def seed_from(settings: Mapping[str, Any]) -> None:
 
 def fit(settings: Mapping[str, Any], module: LanguageModelModule, make_data: Callable[[], TextData]) -> Path:
     """Train a language model of whatever kind; what `train` says."""
+    check_trainer(settings["trainer"])
+    check_resume(settings["resume"])
     output = Path(settings["output"])
     checkpoints = output / "checkpoints"
     t = settings["trainer"]
-    if t["measurements"] < 1 or t["measured_sentences"] < 1:
-        raise ConfigError("trainer.measurements and trainer.measured_sentences must be 1 or more")
     resume = _resume_from(settings, checkpoints, module)
     data = make_data()
     if resume is not None and load_checkpoint(resume)["language_model"].get("text", data.digest) != data.digest:
@@ -490,7 +493,8 @@ def fit(settings: Mapping[str, Any], module: LanguageModelModule, make_data: Cal
         make_writable(checkpoints, "output")
         # A run that goes on only replaces what it wrote itself.
         for old in sorted(checkpoints.glob("step-*.ckpt"))[:-1]:
-            old.unlink()
+            if resume is None or old.resolve() != resume.resolve():
+                old.unlink()
         with write_atomically(output / "config.yaml") as file:
             yaml.safe_dump(dict(settings), file, sort_keys=False)
     log.info(

@@ -270,7 +270,7 @@ def train(settings: Mapping[str, Any], extra: Sequence[callbacks.Callback] = ())
     if resume is None:
         _take_reader(module, settings.get("reader_from"), reads)
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
-        _prepare_disk(settings, checkpoints, module, data)
+        _prepare_disk(settings, checkpoints, module, data, resume)
     data.load(None if started else module.normalizer)
     corpus = settings["corpus"]
     module.data = {"corpora": list(corpus["train"]), "hours": round(data.hours, 2), "dev": list(corpus["dev"])}
@@ -414,7 +414,9 @@ def _out_of_memory(module: LasModule, settings: Mapping[str, Any]) -> str:
     )
 
 
-def _prepare_disk(settings: Mapping[str, Any], checkpoints: Path, module: LasModule, data: SpeechData) -> None:
+def _prepare_disk(
+    settings: Mapping[str, Any], checkpoints: Path, module: LasModule, data: SpeechData, resume: Path | None
+) -> None:
     """Make the folders, write what is known, and see that there is room for the rest.
 
     Raises:
@@ -424,7 +426,8 @@ def _prepare_disk(settings: Mapping[str, Any], checkpoints: Path, module: LasMod
     make_writable(checkpoints, "output")
     for kind in ("step-*.ckpt", "epoch-*.ckpt"):  # a run that goes on only replaces what it wrote itself
         for old in sorted(checkpoints.glob(kind))[:-2]:
-            old.unlink()
+            if resume is None or old.resolve() != resume.resolve():
+                old.unlink()
     copies = 4 if settings["trainer"]["average_decay"] else 3  # weights and Adam's two moments, and their average
     one = module.model.num_parameters * 4 * copies
     kept = module.settings.average + 2  # the best, the newest, the last epoch's

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from asr.config import as_list
 from asr.errors import ConfigError
 
-__all__ = ["checked_settings"]
+__all__ = ["check_resume", "check_trainer", "checked_settings"]
 
 WHOLE = {  # of `trainer`, with the least that works
     "max_epochs": 1,
@@ -19,7 +20,27 @@ WHOLE = {  # of `trainer`, with the least that works
     "num_nodes": 1,
     "plots": 0,
     "log_every": 1,
+    "measurements": 1,
+    "measured_sentences": 1,
 }
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """ConfigError where a limit, a number of processes or the like cannot work."""
+    for name, least in WHOLE.items():
+        value = trainer.get(name, least)
+        if type(value) is not int or value < least:
+            more = "; torchrun or Slurm start more processes" if name == "devices" else ""
+            raise ConfigError(f"trainer.{name} must be a whole number of at least {least}, got {value!r}{more}")
+    for name in ("checkpoint_minutes", "max_minutes"):
+        value = trainer.get(name, 1)
+        if not (is_positive(value) or (name == "max_minutes" and value is None)):
+            raise ConfigError(f"trainer.{name} must be a number above 0, got {value!r}")
+
+
+def check_resume(resume: Any) -> None:
+    if not isinstance(resume, str):
+        raise ConfigError(f"resume must be auto, never or the path of a checkpoint, got {resume!r}")
 
 
 def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,27 +49,21 @@ def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: `corpus`, `trainer` or `resume` has a value that cannot work.
     """
-    corpus, trainer = dict(settings["corpus"]), settings["trainer"]
-    for name, least in WHOLE.items():
-        value = trainer.get(name, least)
-        if type(value) is not int or value < least:
-            more = "; torchrun or Slurm start more processes" if name == "devices" else ""
-            raise ConfigError(f"trainer.{name} must be a whole number of at least {least}, got {value!r}{more}")
+    check_trainer(settings["trainer"])
+    check_resume(settings["resume"])
+    corpus = dict(settings["corpus"])
     for name in ("train", "dev"):
-        if isinstance(corpus[name], str):
-            corpus[name] = [corpus[name]]
-        if not corpus[name] or not isinstance(corpus[name], list | tuple):
+        corpus[name] = as_list(corpus[name])
+        if not corpus[name]:
             raise ConfigError(f"corpus.{name} should be a list of subsets such as [{name}-clean], not {corpus[name]!r}")
     for name in ("batch_seconds", "max_duration"):
-        if not _is_positive(corpus[name]):
+        if not is_positive(corpus[name]):
             raise ConfigError(f"corpus.{name} must be a number of seconds above 0, got {corpus[name]!r}")
     speeds = corpus["speeds"]
-    if not isinstance(speeds, list | tuple) or not speeds or not all(map(_is_positive, speeds)):
+    if not isinstance(speeds, list | tuple) or not speeds or not all(map(is_positive, speeds)):
         raise ConfigError(f"corpus.speeds should be a list of factors such as [0.9, 1.0, 1.1], not {speeds!r}")
-    if not isinstance(settings["resume"], str):
-        raise ConfigError(f"resume must be auto, never or the path of a checkpoint, got {settings['resume']!r}")
     return {**settings, "corpus": corpus}
 
 
-def _is_positive(value: Any) -> bool:
+def is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")

@@ -32,6 +32,7 @@ from asr.model.word_lstm import (
     MixedLanguageModel,
     WordLstm,
     WordLstmConfig,
+    check_share,
     load_mixed,
     load_ngrams,
     save_mixed,
@@ -224,10 +225,12 @@ class WordData(TextData):
 
     def finish(self, folder: Path, module: LanguageModelModule) -> None:
         """Write into the folder what both models together, as they are there, make of 1,000 held-out sentences."""
-        model = load_mixed(folder, module.tokenizer)
+        lstm, characters = load_mixed(folder, module.tokenizer).lstm, module.tokenizer.characters
+        # With the share and the n-grams of now: the run may have been over before these were chosen.
+        model = MixedLanguageModel(self.tables, lstm, self.shortlist, self.share, characters).eval()
         bits, perplexity = measure(model, self.held_out.lines(), self.tokenizer, 1000)
         figures = {"bits_per_character": round(bits, 3), "word_perplexity": round(perplexity, 1)}
-        self._write(folder, model.lstm, {**language_model_summary(folder), **figures})
+        self._write(folder, lstm, {**language_model_summary(folder), **figures})
         log.info("wrote %s: %.1f MB, %s", folder, (folder / WEIGHTS).stat().st_size / 1e6, figures)
 
 
@@ -241,6 +244,7 @@ def train(settings: Mapping[str, Any]) -> Path:
         AsrError: the settings, the text, the n-gram model or the disk will not do, or training cannot usefully go on.
         TrainingInterrupted: Ctrl-C or SIGTERM; all is saved.
     """
+    check_share(settings["share"])
     seed_from(settings)
     module = WordLstmModule.from_settings(settings)
     first = before = None

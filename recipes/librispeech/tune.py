@@ -35,7 +35,7 @@ from torch import Tensor
 
 from asr._exit import friendly_errors
 from asr.bundle import Bundle, load_bundle
-from asr.config import from_mapping, to_mapping
+from asr.config import as_list, from_mapping, to_mapping
 from asr.corpus.dataset import audio_path, audio_stamp, cut_text, load_cuts
 from asr.decoding.beam_search import DecodingConfig, beam_search
 from asr.errors import ConfigError, CorpusError
@@ -79,7 +79,7 @@ def encoded(settings: Mapping[str, Any], bundle: Bundle, folder: Path) -> tuple[
         ConfigError: the speech is a test set.
         CorpusError: there is none.
     """
-    subsets = settings["corpus"]["decode"]
+    subsets = as_list(settings["corpus"]["decode"])
     if tests := [name for name in subsets if "test" in name]:
         raise ConfigError(f"corpus.decode has {tests[0]}: what is tuned on a test set cannot be tested on it")
     cuts = sorted(load_cuts(settings["corpus"]["manifests"], subsets), key=lambda c: c.duration)

@@ -32,7 +32,7 @@ from rich.table import Table
 
 from asr._exit import friendly_errors
 from asr.bundle import load_bundle
-from asr.config import from_mapping, to_mapping
+from asr.config import as_list, from_mapping, to_mapping
 from asr.corpus.dataset import cut_text, load_cuts
 from asr.decoding.alignment import (
     FEATURES,
@@ -311,7 +311,7 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     fitted: dict[str, Any] = {"word_times": to_mapping(fit_timing([(u.spotted, u.times) for u in utterances]))}
     result: dict[str, Any] = {
         "model": bundle.name,
-        "subsets": list(settings["corpus"]["decode"]),
+        "subsets": as_list(settings["corpus"]["decode"]),
         "aligned": "reference transcripts" if settings["forced"] else "recognised words",
         "times": {name: time_figures(errors) for name, errors in times.items()},
     }

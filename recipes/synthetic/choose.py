@@ -13,7 +13,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from asr._exit import friendly_errors
-from asr.config import from_mapping
+from asr.config import as_list, from_mapping
 from asr.corpus.choose import ChooseConfig, choose_sentences, wanted_words, word_counts
 from asr.corpus.text import PreparedText, normalized, read_sentences
 from asr.errors import ConfigError
@@ -27,6 +27,7 @@ BANDS = ((1, 30), (31, 100), (101, 300), (301, 1000), (1001, None))
 def main(config: DictConfig) -> None:
     settings = OmegaConf.to_container(config, resolve=True)
     text, recordings, output = (settings.pop(name) for name in ("text", "recordings", "output"))
+    recordings = as_list(recordings)
     if not recordings:
         raise ConfigError("recordings: nothing to compare with; give recordings=[FOLDER,...]")
     recorded = word_counts(normalized(line) for path in recordings for line in read_sentences(path))

@@ -63,7 +63,7 @@ def test_figures_are_those_of_the_sentences(recipe, text, tmp_path):
     assert perplexity == pytest.approx(math.exp(-total / 7), rel=1e-4)
 
 
-@pytest.mark.parametrize("change", [{"order": 1}, {"ngrams": 0}, {"text": "/no/text"}])
+@pytest.mark.parametrize("change", [{"order": 1}, {"ngrams": 0}, {"order": "abc"}, {"share": 75}, {"text": "/no/text"}])
 def test_what_cannot_be_counted(recipe, text, tmp_path, change, capsys):
     settings = DEFAULTS | {"text": str(text), "output": str(tmp_path), "held_out": 0}
     settings |= {"vocabulary": 100, "least_count": 2, "order": 2, "ngrams": 10}
@@ -81,7 +81,7 @@ def test_words_of_a_lexicon(recipe, text, tmp_path):
         "text": str(text),
         "output": str(tmp_path / "lm"),
         "held_out": 0,
-        "lexicon": [tmp_path / "words.dict"],
+        "lexicon": str(tmp_path / "words.dict"),  # as Hydra gives one without brackets
     }
     settings |= {"vocabulary": 100, "least_count": 2, "order": 2, "ngrams": 1000}
     summary = recipe.build(settings)

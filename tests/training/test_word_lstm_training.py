@@ -176,6 +176,22 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(settings, tmp_path)
         train(stopped | {"resume": str(path.with_name("older.ckpt")), "model": settings["model"] | {"layers": 2}})
 
 
+def test_figures_are_those_of_the_share_in_the_folder(settings, prepared):
+    settings["trainer"] |= {"max_steps": 10, "measurements": 1}
+    found = []
+    for share in (0.9, 0.1):
+        folder = train(settings | {"share": share})  # the second time the run is over already
+        model = load_any_language_model(folder)
+        assert model.share == share
+        perplexity = measure(model, PreparedText(prepared, "held_out").lines(), CharTokenizer(), 1000)[1]
+        found.append(language_model_summary(folder)["word_perplexity"])
+        assert found[-1] == pytest.approx(perplexity, abs=0.06)
+    assert abs(found[0] - found[1]) > 0.3
+    for share in (75, "half", True):
+        with pytest.raises(ConfigError, match=f"share must be from 0 to 1, got {share!r}"):
+            train(settings | {"share": share})
+
+
 def test_what_cannot_be_trained(settings, tmp_path):
     with pytest.raises(ConfigError, match=r"ask for 500 words: .* has 11; lower"):
         train(settings | {"model": settings["model"] | {"shortlist": 500}})
