@@ -45,7 +45,8 @@ def _scalar(kind: Any, value: Any, name: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if kind in (int, bool, str, float) and type(value) is not kind:
-        raise ConfigError(f"{name} should be {kind.__name__}, not {value!r}")
+        hint = "; quote yes, no, on and off in YAML" if kind is str and isinstance(value, bool) else ""
+        raise ConfigError(f"{name} should be {kind.__name__}, not {value!r}{hint}")
     return value
 
 

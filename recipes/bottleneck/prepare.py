@@ -60,9 +60,6 @@ class WordCorpus:
     name: str = "bottleneck"
 
     def __post_init__(self) -> None:
-        for word in self.words:
-            if not isinstance(word, str):
-                raise ValueError(f"words must be texts, not {word}; quote yes, no, on and off in YAML")
         if not self.repeats and self.longest > len(self.words):
             raise ValueError(
                 f"longest is {self.longest}, but only {len(self.words)} words can be said without a repetition"

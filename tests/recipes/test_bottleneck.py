@@ -151,7 +151,7 @@ def test_the_settings_fit_the_corpus_and_wrong_ones_end_in_one_line(tmp_path):
     script = ROOT / "recipes" / "bottleneck" / "prepare.py"
     for option, message in (
         ("corpus.longest=15", "corpus: longest is 15, but only 14 words can be said without a repetition"),
-        ("corpus.words=[one,true]", "corpus: words must be texts, not True; quote yes, no, on and off in YAML"),
+        ("corpus.words=[one,true]", "corpus.words: each should be str, not True; quote yes, no, on and off in YAML"),
     ):
         done = subprocess.run(
             [sys.executable, script, option, f"output={tmp_path}"], capture_output=True, text=True, cwd=ROOT
