@@ -337,9 +337,11 @@ class Speller(nn.Module):
 
     def alone(self, state: SpellerState) -> tuple[Tensor, Tensor | float]:
         """What a step had of the characters alone: s_t of the first hop (B, d), and the reader's logits (B, V) or 0."""
-        if state.alone is not None:
+        if state.alone is not None:  # the step has computed it
             return state.alone
-        return state.hidden[0], 0.0
+        hidden = state.unfolded()
+        s, r = hidden[0], hidden[-1]
+        return (s, 0.0) if self.reader is None else (s + self.read(r), self.reader.output(r))
 
     @staticmethod
     def _lstm(layer: nn.LSTM, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
