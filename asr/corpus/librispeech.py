@@ -89,7 +89,8 @@ SUBSET_MD5 = {
     "train-clean-5": "5df7d4e78065366204ca6845bb08f490",
 }
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")  # the first found is taken; the corpus itself is FLAC
+_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+AUDIO_SUFFIXES = (*_SUFFIXES, *map(str.upper, _SUFFIXES))  # the first found is taken; the corpus itself is FLAC
 ATTEMPTS = 3  # how often a broken connection is taken up again before giving up
 RETRY_WAIT = 2.0  # seconds, times the number of the attempt
 TIMEOUT = 60.0  # seconds without a byte before a connection counts as broken
@@ -278,15 +279,14 @@ def _walk(folder: Path) -> tuple[list[Path], set[Path]]:
                 continue  # left behind by other programs, e.g. ._x.flac on file systems that macOS wrote to
             if name.endswith(".trans.txt"):
                 transcripts.append(Path(current, name))
-            elif name.endswith(AUDIO_SUFFIXES) or name.endswith(tuple(map(str.upper, AUDIO_SUFFIXES))):
+            elif name.endswith(AUDIO_SUFFIXES):
                 audio.add(Path(current, name))
     return sorted(transcripts), audio
 
 
 def _find_audio(stem: Path, audio: set[Path]) -> Path | None:
     # Not with_suffix: an id may contain a dot.
-    suffixes = (*AUDIO_SUFFIXES, *map(str.upper, AUDIO_SUFFIXES))
-    candidates = (stem.parent / (stem.name + suffix) for suffix in suffixes)
+    candidates = (stem.parent / (stem.name + suffix) for suffix in AUDIO_SUFFIXES)
     return next((path for path in candidates if path in audio), None)
 
 

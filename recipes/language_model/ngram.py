@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from asr._exit import friendly_errors
 from asr.config import as_list, check_kinds
 from asr.corpus.text import PreparedText, read_sentences
-from asr.errors import ConfigError
 from asr.model.language_model import WEIGHTS, language_model_summary
 from asr.model.word_lm import WordLanguageModel, estimate, measure, save_word_lm
 from asr.model.word_lstm import MixedLanguageModel, check_share, load_mixed, save_mixed
@@ -36,8 +35,6 @@ def build(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Estimate, measure, write; returns what the model's settings say about it."""
     settings = {**settings, "lexicon": as_list(settings["lexicon"])}
     check_kinds(settings, dict.fromkeys(("order", "ngrams", "vocabulary", "least_count", "held_out"), int))
-    if settings["order"] < 2 or settings["ngrams"] < 1:
-        raise ConfigError("order must be at least 2 and ngrams at least 1")
     check_share(settings["share"])
     tokenizer = CharTokenizer()
     began = time.perf_counter()
