@@ -52,10 +52,11 @@ def batches(
     Raises:
         CorpusError: a recording is not there, or damaged.
     """
-    for cut in cuts:  # one that is missing shows before hours of search, not after
+    rate = bundle.frontend.config.sample_rate
+    for cut in cuts:  # one that is missing or damaged shows before hours of search, not after; an hour is read in 2 s
         if not Path(path := audio_path(cut)).is_file():
             raise CorpusError(f"{path}: not there; put it back, or run prepare.py again")
-    rate = bundle.frontend.config.sample_rate
+        load_samples(cut, rate)
     start = 0
     while start < len(cuts):
         end = start + 1
