@@ -156,7 +156,7 @@ class Transcriber:
                 "set it to 0"
             )
         if words:
-            self.timing, self.confidence = word_settings(bundle)
+            self.timing, self.confidence = word_settings(bundle, self.decoding)
 
     @property
     def sample_rate(self) -> int:
@@ -419,24 +419,31 @@ def _timed(pieces: Iterator[_Piece], job: _Job) -> Iterator[_Piece]:
         yield piece
 
 
-def word_settings(bundle: Bundle) -> tuple[WordTiming, Callable[[Sequence[float]], float]]:
-    """How the model's words are timed and how sure they are: `word_times` and `confidence` of its training summary.
+def confidence_key(bundle: Bundle, decoding: DecodingConfig) -> str:
+    """Where the training summary has what was fitted to such a search: scores with a language model are others."""
+    left_out = bundle.language_model_path and not decoding.lm_weight
+    return "confidence_without_lm" if left_out else "confidence"
+
+
+def word_settings(bundle: Bundle, decoding: DecodingConfig) -> tuple[WordTiming, Callable[[Sequence[float]], float]]:
+    """How the model's words are timed and how sure they are: what `word_times.py` wrote into its training summary.
 
     Raises:
         ModelError: they make no sense.
     """
+    key = confidence_key(bundle, decoding)
     try:
         timing = from_mapping(WordTiming, bundle.training.get("word_times") or {}, "training.word_times")
-        calibration = bundle.training.get("confidence")
+        calibration = bundle.training.get(key)
         if not calibration:
             return timing, geometric_mean
-        return timing, from_mapping(Confidence, calibration, "training.confidence")
+        return timing, from_mapping(Confidence, calibration, f"training.{key}")
     except (ConfigError, AttributeError, TypeError) as error:
         raise ModelError(f"{bundle.path}/config.yaml: {error}; fit them again with word_times.py save=true") from error
 
 
 def _mean_confidence(words: Sequence[Word]) -> float | None:
-    """The share of the words that should be right; None without words."""
+    """The share of the words that should be right, as far as confidences are fitted; None without words."""
     sure = [word.confidence for word in words if word.confidence is not None]
     return sum(sure) / len(sure) if sure else None
 

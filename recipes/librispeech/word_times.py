@@ -6,6 +6,8 @@ python recipes/librispeech/word_times.py model_dir=runs/mini/model corpus.manife
 Times are measured on correctly recognised words, fitted and calibrated figures always on speakers that were not fitted
 on. Writes word_times.json, reliability.svg and reliability.png; with save=true the coefficients, fitted on everything,
 go into the model folder's config.yaml. forced=true aligns the reference transcripts, without recognising anything.
+Where the model has a language model and the search leaves it out, the confidences are kept beside those with it, and
+the times stay as they are.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ from asr.errors import ConfigError, CorpusError
 from asr.plots import save_figure
 from asr.scoring import score
 from asr.training.evaluate import batches
-from asr.transcriber import Transcriber, find_model, pick_device, word_settings
+from asr.transcriber import Transcriber, confidence_key, find_model, pick_device, word_settings
 from asr.writers import make_writable, write_atomically
 
 log = logging.getLogger(__name__)
@@ -297,7 +299,8 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     folder = find_model(settings["model_dir"])
     bundle = load_bundle(folder, pick_device(settings["device"]))
     recogniser = Transcriber(bundle, decoding)
-    timing, confidence = word_settings(bundle)
+    timing, confidence = word_settings(bundle, decoding)
+    key = confidence_key(bundle, decoding)
     output = Path(settings["output"]).resolve()
     make_writable(output, "output")
 
@@ -321,14 +324,14 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
         if usable:
             values = np.concatenate([confidences(test, fitted_confidence(fit)) for fit, test in halves])
             curves["calibrated on the other half"] = values, np.concatenate([labels(test) for _, test in halves])
-        fitted["confidence"] = to_mapping(fitted_confidence(utterances))
+        fitted[key] = to_mapping(fitted_confidence(utterances))
         result["confidence"] = {name: confidence_figures(*curve) for name, curve in curves.items()}
         plot_reliability(curves, output / "reliability")
     result["fitted"] = fitted
     with write_atomically(output / "word_times.json") as file:
         file.write(json.dumps(result, indent=2) + "\n")
     if settings["save"]:
-        save_settings(folder, fitted)
+        save_settings(folder, fitted if key == "confidence" else {key: fitted[key]})
     report(result)
     log.info("wrote %s%s", output, f" and {folder / 'config.yaml'}" if settings["save"] else "")
     return result

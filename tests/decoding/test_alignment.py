@@ -22,10 +22,12 @@ from asr.decoding.alignment import (
     fit_confidence,
     fit_timing,
     fits,
+    geometric_mean,
     place_words,
     spot_words,
 )
 from asr.errors import ModelError
+from asr.model.word_lm import estimate, save_word_lm
 from asr.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()
@@ -277,6 +279,14 @@ def test_a_models_own_calibration(toy_bundle):
     result = recogniser.transcribe(speak("ABLE BIRD CAVE"))
     assert result.segments[0].words
     assert result.confidence == pytest.approx(1 / (1 + math.exp(1.5)))
+    save_word_lm(toy_bundle, estimate(["ABLE BIRD"] * 2), {"words": 2})
+    assert recogniser.confidence == Confidence(-1.5, {})
+    assert asr.load_model(toy_bundle, "cpu", words=True).confidence == Confidence(-1.5, {})
+    for options in ({"beam": 1}, {"lm_weight": 0, "beam": 2}):  # scores of another kind than those that were fitted
+        assert asr.load_model(toy_bundle, "cpu", words=True, **options).confidence is geometric_mean
+    path.write_text(path.read_text().replace("training:\n", "training:\n  confidence_without_lm: {bias: 2.0}\n"))
+    assert asr.load_model(toy_bundle, "cpu", words=True).confidence == Confidence(-1.5, {})
+    assert asr.load_model(toy_bundle, "cpu", words=True, beam=1).confidence == Confidence(2.0, {})
     path.write_text(before.replace("training:\n", "training:\n  confidence: {weights: {luck: 1}}\n"))
     with pytest.raises(ModelError, match=r"no feature 'luck'; there are score_mean, .*fit them again"):
         asr.load_model(toy_bundle, "cpu", words=True)

@@ -10,6 +10,7 @@ import yaml
 
 from asr.decoding.alignment import FEATURES, SpottedWord, WordTiming
 from asr.errors import CorpusError
+from asr.model.word_lm import estimate, save_word_lm
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,7 +154,7 @@ def test_recognised_and_saved(recipe, settings, monkeypatch):
     """A search that gets two utterances of three right, and knows it."""
     from asr.bundle import load_bundle
     from asr.corpus.dataset import cut_text, load_cuts
-    from asr.decoding.beam_search import Hypothesis
+    from asr.decoding.beam_search import DecodingConfig, Hypothesis
     from asr.transcriber import Transcriber, word_settings
 
     cuts = sorted(load_cuts(settings["corpus"]["manifests"], ["dev-toy"]), key=lambda c: c.duration)
@@ -182,9 +183,20 @@ def test_recognised_and_saved(recipe, settings, monkeypatch):
     saved = yaml.safe_load((Path(settings["model_dir"]) / "config.yaml").read_text())["training"]
     assert saved["dev_wer"] == 0.5
     assert {key: saved[key] for key in ("word_times", "confidence")} == result["fitted"]
-    timing, confidence = word_settings(load_bundle(settings["model_dir"]))
+    timing, confidence = word_settings(load_bundle(settings["model_dir"]), DecodingConfig())
     assert vars(timing) == result["fitted"]["word_times"]
     assert confidence((-0.1, -0.1, -1, -1, 1.0)) > 0.5 > confidence((-1.0, -1.0, -1, -1, 1.0))
+
+    # A search without the model's language model has confidences of its own, and leaves the times alone.
+    save_word_lm(Path(settings["model_dir"]), estimate(["ABLE BIRD"] * 2), {"words": 2})
+    recipe.save_settings(Path(settings["model_dir"]), {"word_times": {"pause": 0.5}})
+    queue = iter(enumerate(cut_text(cut) for cut in cuts))
+    result = recipe.measure(settings | {"forced": False, "save": True})
+    assert "confidence" not in result["fitted"]
+    now = yaml.safe_load((Path(settings["model_dir"]) / "config.yaml").read_text())["training"]
+    assert now["confidence"] == saved["confidence"]
+    assert now["word_times"] == {"pause": 0.5}
+    assert now["confidence_without_lm"] == result["fitted"]["confidence_without_lm"]
 
 
 @pytest.mark.parametrize(
