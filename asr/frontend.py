@@ -132,7 +132,8 @@ def warp_bands(frames: Tensor, factors: Tensor, sample_rate: int) -> Tensor:
         factors: (B,).
         sample_rate: of the audio; the bands reach up to half of it.
     """
-    return frames @ band_warps(factors, frames.shape[-1], sample_rate).to(frames.dtype)
+    with torch.autocast(frames.device.type, enabled=False):  # frames are not normalised yet: bf16 would round them
+        return frames @ band_warps(factors, frames.shape[-1], sample_rate).to(frames.dtype)
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,13 @@ def test_warping_by_1_changes_nothing_and_rows_have_factors_of_their_own():
         torch.testing.assert_close(warped[row], alone[0], atol=1e-4, rtol=1e-4)
 
 
+def test_frames_are_warped_in_full_precision_whatever_the_model_computes_in():
+    frames, factors = torch.randn(3, 7, 80) - 10, torch.tensor([1.0, 0.9, 1.1])
+    with torch.autocast("cpu", torch.bfloat16):
+        warped = warp_bands(frames, factors, 16000)
+    assert torch.equal(warped, warp_bands(frames, factors, 16000))
+
+
 def test_perturb_draws_a_gain_and_a_voice_for_each_utterance_in_training_only():
     frames = torch.randn(4, 9, 80)
     module = SpecAugment(SpecAugmentConfig(gain=6.0))

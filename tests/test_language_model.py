@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ from asr.model.language_model import (
 )
 from asr.tokenizer import CharTokenizer
 from asr.training.language_model import (
+    LanguageModelModule,
     LanguageModelTraining,
+    Window,
     WindowLoader,
     bits_per_character,
     train,
@@ -426,3 +429,46 @@ def test_settings_that_cannot_work(settings):
     with pytest.raises(AsrError, match=r"prepare\.py first"):
         train(settings | {"text": "nowhere"})
     assert yaml.safe_dump(settings)  # plain values: they go into config.yaml as they are
+
+
+def test_a_gradient_that_is_no_number_costs_one_step_and_not_the_run(settings, monkeypatch):
+    settings["trainer"] |= {"max_steps": 6, "measurements": 1}
+    clip, weights = LanguageModelModule.on_before_optimizer_step, []
+
+    def spoil(self, optimizer):
+        weights.append([p.detach().clone() for p in self.model.parameters()])
+        if self.trainer.global_step == 3:
+            next(self.model.parameters()).grad[0, 0] = torch.inf
+        clip(self, optimizer)
+
+    monkeypatch.setattr(LanguageModelModule, "on_before_optimizer_step", spoil)
+    train(settings)
+    same = [all(torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in pairwise(weights)]
+    assert same == [False, False, False, True, False]
+    assert all(p.isfinite().all() for p in load_language_model(f"{settings['output']}/model").parameters())
+
+
+def test_a_window_without_a_target_has_a_loss(settings):
+    """As the last windows of a batch may be for one of several processes."""
+    module = LanguageModelModule.from_settings(settings)
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    loss, _ = module.nats(Window(ids, ids, first=True, characters=0), None)
+    assert loss == 0
+
+
+def test_a_state_from_a_checkpoint_goes_where_the_model_is(settings, monkeypatch):
+    module = LanguageModelModule.from_settings(settings)
+    state = torch.zeros(1, 2, 48)
+    module.on_load_checkpoint({"language_model": {"seconds": 0.0, "characters": 0, "carried": (state, state)}})
+    module.to("meta")  # as a GPU, it does not take what is in the processor's memory
+    seen = []
+
+    def nats(batch, state):
+        seen.append((state.s.device.type, state.c.device.type))
+        raise KeyError
+
+    monkeypatch.setattr(module, "nats", nats)
+    ids = torch.zeros(2, 5, dtype=torch.long, device="meta")
+    with pytest.raises(KeyError):
+        module.training_step(Window(ids, ids, first=False, characters=10), 0)
+    assert seen == [("meta", "meta")]

@@ -503,10 +503,8 @@ class BatchLoader(DataLoader):
         self, dataset: SpeechDataset, plan: Sequence[Sequence[Key]], rank: int = 0, world_size: int = 1, **options: Any
     ) -> None:
         # Every process gets as many batches as the others, or gradients would wait for each other for ever.
-        plan = list(plan)
-        if world_size > 1 and len(plan) % world_size:
-            plan += plan[: world_size - len(plan) % world_size]
-        self.plan = plan[rank::world_size]
+        rounds = -(-len(plan) // world_size)
+        self.plan = [plan[i % len(plan)] for i in range(rank, rounds * world_size, world_size)]
         self.world_size = world_size
         self.position = 0
         super().__init__(

@@ -147,6 +147,9 @@ class PassageSource:
         steps = np.minimum(self.passages.steps, longest)
         self.plan = plan_batches(steps, batch_characters, longest, seed=(seed, 0))
 
+    def __deepcopy__(self, memo: object) -> PassageSource:
+        return self  # nothing changes it, and the text, mapped into memory, would become a copy of its own
+
     def __getitem__(self, number: int) -> Tensor:
         """Batch `number`, from 0 on: (R, T + 1) ids beginning with BOS, padded with 0."""
         batch = self.plan[number % len(self.plan)]

@@ -27,7 +27,7 @@ def speller_greedy(speller: Speller, h: Tensor, lengths: Tensor) -> tuple[list[l
     steps, weights = [], []
     for step in range(h.shape[1]):
         logits, state = speller.step(characters, memory, state)
-        logits[:, [t.blank_id, t.bos_id]] = -torch.inf
+        logits[:, [t.blank_id, t.bos_id, t.unk_id]] = -torch.inf
         characters = logits.argmax(-1)
         finished |= (characters == t.eos_id) | (step >= lengths)
         characters = characters.masked_fill(finished, t.eos_id)

@@ -69,7 +69,7 @@ class ListenAttendSpell(nn.Module):
         heard = frames.new_zeros(phases, batch, time + phases, frames.shape[2])
         for row, shift in zip(heard, range(-ahead, phases - ahead), strict=True):
             if shift < 0:
-                row[:, : time + shift] = frames[:, -shift:]
+                row[:, : max(0, time + shift)] = frames[:, -shift:]
             else:
                 row[:, :shift] = frames[:, :1]
                 row[:, shift : shift + time] = frames

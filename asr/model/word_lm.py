@@ -371,8 +371,9 @@ class WordLanguageModel(nn.Module):
         p[:, self.letter_ids] = p_letter
         p[:, self.space] = p_end - p_eos
         p[:, CharTokenizer.eos_id] = p_eos
-        p = p.clamp(min=0) / p.sum(1, keepdim=True)
-        p = p * (1 - SPREAD) + SPREAD / (self.base + 1)
+        p = p.clamp(min=0)
+        total = p.sum(1, keepdim=True)  # nothing at all where no word goes on so and nothing is left for the unknown
+        p = torch.where(total > 0, p / total * (1 - SPREAD) + SPREAD / (self.base + 1), 1 / (self.base + 1))
         p[:, [CharTokenizer.blank_id, CharTokenizer.bos_id, CharTokenizer.unk_id]] = 0
         return p.log().float(), state
 

@@ -268,6 +268,10 @@ class ExponentialAverage(WeightAveraging):
 
         super().__init__(multi_avg_fn=update)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device  # the model is not there yet, and the average would stay behind
+        super().setup(trainer, pl_module, stage)
+
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None
 

@@ -207,15 +207,15 @@ def bits_per_character(
         state = None
         for window in windows_of(read_batch(text, passages, batch, tokenizer), batch):
             logits, state = model(window.inputs.to(device), state)
-            bits += _nats(logits, window.targets.to(device), "sum").double().item() / math.log(2)
+            bits += _nats(logits, window.targets.to(device)).double().item() / math.log(2)
             count += window.characters
     return bits, count
 
 
-def _nats(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    """-log p of the targets (R, T) under logits (R, T, V), padding left out."""
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log p of all targets (R, T) under logits (R, T, V), padding left out."""
     return functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=CharTokenizer.pad_id, reduction=reduction
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=CharTokenizer.pad_id, reduction="sum"
     )
 
 
@@ -252,7 +252,7 @@ class LanguageModelModule(lightning.LightningModule):
     def nats(self, batch: Window, state: LanguageModelState | None) -> tuple[Tensor, LanguageModelState]:
         """The mean of -log p over the targets, and the state after them."""
         logits, state = self.model(batch.inputs, state)
-        return _nats(logits, batch.targets, "mean"), state
+        return _nats(logits, batch.targets) / max(1, batch.characters), state
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], tokenizer: CharTokenizer | None = None) -> LanguageModelModule:
@@ -311,6 +311,8 @@ class LanguageModelModule(lightning.LightningModule):
 
     def training_step(self, batch: Window, batch_idx: int) -> Tensor:
         state = None if batch.first else self.carried
+        if state is not None:  # checkpoints are read into the processor's memory
+            state = LanguageModelState(state.s.to(batch.inputs.device), state.c.to(batch.inputs.device))
         loss, state = self.nats(batch, state)
         self.carried = state.detach()
         self.read += batch.characters * self.trainer.world_size
@@ -321,7 +323,9 @@ class LanguageModelModule(lightning.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+        # At a gradient that is no number the fused step leaves all as it is, in every process: the gradient is of all.
+        optimizer.grad_scale, optimizer.found_inf = None, (~norm.isfinite()).float()  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         carried = None if self.carried is None else (self.carried.s.float(), self.carried.c.float())

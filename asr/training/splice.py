@@ -42,6 +42,7 @@ PAUSE = 0.12  # s; a quiet stretch of this length is no closure of a plosive
 PAUSE_LEVEL = 0.25  # of the way from an utterance's quiet to its loud places
 ENOUGH = 5  # pauses before a word that say how it begins
 NEAR = 0.07  # s; a word begins within so much of where it is expected to
+SHORTEST = 0.03  # s; less is no word: where two words' searches meet, one of them may be left with nothing
 FADE = 0.005  # s; out of one word, and into the next
 BLUR = 0.03  # s; how far words that follow each other closely meet from where the spikes say
 BLUR_COST = (
@@ -256,7 +257,7 @@ def splice_subset(
 
     said: Callable[[str], list[tuple[Utterance, list[Piece]]]]  # what a speaker said, word by word
     if config.run:
-        timing = word_settings(recogniser.bundle)[0]
+        timing = word_settings(recogniser.bundle, recogniser.decoding)[0]
 
         @lru_cache(maxsize=1)  # one speaker at a time: a large corpus need not fit in memory
         def said(speaker: str) -> list[tuple[Utterance, list[Piece]]]:
@@ -314,7 +315,12 @@ def _copies(
     others: dict[str, Sequence[Piece]] = {}
     for words in config.kinds:
         kind = words.split()
-        members = tuple(piece for pieces in recorded for piece in pieces if piece[0] in kind)
+        members = tuple(
+            piece
+            for pieces in recorded
+            for piece in pieces
+            if piece[0] in kind and len(piece[1]) >= SHORTEST * SAMPLE_RATE
+        )
         others |= dict.fromkeys(kind, members)
     for utterance, pieces in chapter:
         rng = np.random.default_rng([config.seed, zlib.crc32(utterance.id.encode())])

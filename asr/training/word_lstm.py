@@ -141,7 +141,7 @@ class WordLstmModule(LanguageModelModule):
 
     def nats(self, batch: Window, state: LanguageModelState | None) -> tuple[Tensor, LanguageModelState]:
         s, state = self.model(batch.inputs, state)
-        return self.model.nats(s, batch.targets).mean(), state
+        return self.model.nats(s, batch.targets).sum() / max(1, batch.characters), state
 
 
 class WordData(TextData):

@@ -359,3 +359,9 @@ def test_processes_share_a_plan_without_overlap_and_take_equally_many_batches(cu
     seen = Counter(tuple(batch) for share in shares for batch in share)
     assert set(seen) == {tuple(batch) for batch in plan}
     assert sum(seen.values()) - len(plan) < world_size  # what is repeated only fills up the last round
+
+
+def test_of_a_few_batches_every_process_has_one(cuts, cache):
+    dataset = SpeechDataset(cuts, CharTokenizer(), cache)
+    plans = [BatchLoader(dataset, [[(0, 1.0)], [(1, 1.0)]], rank, 5).plan for rank in range(5)]
+    assert [[key for ((key, _),) in plan] for plan in plans] == [[0], [1], [0], [1], [0]]

@@ -27,6 +27,14 @@ def test_one_phase_is_the_encoder(model: ListenAttendSpell, batch: tuple[torch.T
         assert torch.equal(heard, plain)
 
 
+def test_an_utterance_may_be_shorter_than_the_phases() -> None:
+    settings = {"encoder": {"n_mels": 12, "d": 16, "layers": 2}, "speller": {"d": 16, "embedding": 8}}
+    model = ListenAttendSpell(from_mapping(ModelConfig, settings, "model")).eval()
+    h, lengths = model.listen(torch.randn(1, 4, 12), torch.tensor([4]), phases=12)
+    assert h.shape[:2] == (1, 1) == (1, int(lengths))
+    assert h.isfinite().all()
+
+
 @pytest.mark.parametrize("phases", [2, 3, 4])
 def test_h_is_the_mean_over_shifts(
     model: ListenAttendSpell, batch: tuple[torch.Tensor, torch.Tensor], phases: int

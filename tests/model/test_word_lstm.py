@@ -1,5 +1,7 @@
 """The word LSTM mixed with the n-gram model, as a model of characters: against both, word by word, made by hand."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,14 @@ def test_a_step_sums_to_1(mixed, text, share):
     assert torch.allclose(steps.exp().sum(1), torch.ones(len(steps)), atol=1e-5)
     assert steps[:, [0, 1, 3]].isinf().all()  # blank, BOS, unknown
     assert steps[:, [EOS, *range(4, 32)]].isfinite().all()
+
+
+def test_a_step_sums_to_1_where_the_lstm_leaves_nothing_for_unknown_words(tables, lstm, shortlist):
+    sure = copy.deepcopy(lstm)
+    with torch.no_grad():
+        sure.output.head.bias[UNKNOWN] -= 40
+    steps = follow(MixedLanguageModel(tables, sure, shortlist, 1.0), "THE QQQ XYLO THE")
+    assert torch.allclose(steps.exp().sum(1), torch.ones(len(steps)), atol=1e-5)
 
 
 def test_without_a_share_it_is_the_ngram_model(mixed, tables):

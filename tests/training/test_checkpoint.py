@@ -6,14 +6,16 @@ import os
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 
 from asr.bundle import load_bundle
 from asr.errors import ModelError
 from asr.training import run
-from asr.training.checkpoint import DurableCheckpointIO, average_checkpoints, load_checkpoint
+from asr.training.checkpoint import DurableCheckpointIO, ExponentialAverage, average_checkpoints, load_checkpoint
 from asr.training.run import train
 
 
@@ -149,3 +151,10 @@ def test_in_the_mean_a_residual_layer_that_one_model_lacks_adds_less(tmp_path):
         torch.save(state(1, 2.0), other)
         with pytest.raises(ModelError, match="is of another model"):
             average_checkpoints([first, second])
+
+
+def test_the_average_is_where_the_model_is_trained():
+    average = ExponentialAverage(0.9)  # set up before the model goes there
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    average.setup(trainer, lightning.LightningModule(), "fit")
+    assert average._device == torch.device("meta")

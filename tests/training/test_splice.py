@@ -7,6 +7,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from asr.corpus import librispeech
 from asr.decoding.alignment import SpottedWord, WordTiming
 from asr.errors import ConfigError
 from asr.frontend import FrontendConfig
-from asr.training.splice import SpliceConfig, borders, cut, join, leads, meetings, splice, splice_subset
+from asr.training.splice import SpliceConfig, _copies, borders, cut, join, leads, meetings, splice, splice_subset
 
 ROOT = Path(__file__).parents[2]
 RATE = 16000
@@ -133,6 +134,14 @@ def test_another_word_of_the_kind_takes_the_place_and_is_written():
     assert samples[1200] == 2
     assert samples[0] == samples[799] == samples[800] == 0  # seams fade
     assert samples[-1] == 2  # where nothing was put in, nothing fades
+
+
+def test_a_piece_too_short_to_be_a_word_takes_no_place():
+    said = [("A", np.full(800, 1, np.float32)), ("B", np.zeros(0, np.float32)), ("C", np.full(800, 3, np.float32))]
+    utterance = SimpleNamespace(id="x-0-1")
+    config = SpliceConfig(copies=40, exchanged=1.0, kinds=("A B C",))
+    copies = list(_copies([(utterance, said)], [said], config))
+    assert {word for _, text, _ in copies for word in text.split()} == {"A", "C"}
 
 
 @pytest.fixture
