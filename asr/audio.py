@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -179,6 +180,7 @@ class _Sound(soundfile.SoundFile):
     """
 
     xing_frames = 0  # length that an MP3's own header claims, in MPEG frames; 0: no claim
+    tagged = False  # a tag follows, which the decoder would take for damaged sound
 
     def seekable(self) -> bool:
         return False
@@ -189,7 +191,7 @@ def _opened(source: AudioSource, name: str) -> Iterator[_Sound]:
     """The decoder over a path, bytes or file object, after the checks that need no decoding."""
     with ExitStack() as stack:
         file = _binary_file(source, name, stack)
-        xing_frames = 0
+        xing_frames, told = 0, 0
         try:
             size = file.seek(0, os.SEEK_END)
             if not size:
@@ -202,18 +204,23 @@ def _opened(source: AudioSource, name: str) -> Iterator[_Sound]:
                 _check_ogg(file, size, name)
             elif head[:3] == b"ID3" or (head[0] == 0xFF and head[1:] and head[1] & 0xE0 == 0xE0):
                 file, xing_frames = _checked_mp3(file, size, name)
+            elif head[:7] == b"NIST_1A":
+                told = _sphere_frames(file)
+            tagged = _tag_follows(file)
             file.seek(0)
-        except OSError as error:
-            raise AudioError(f"{name}: cannot be read ({error.strerror or error})") from error
+        except (OSError, EOFError, zlib.error) as error:  # the latter two: a damaged gzip file
+            raise AudioError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
         # A descriptor decodes faster than a Python object, and, unlike a path, brings no guess from the file's suffix.
         target = file.fileno() if isinstance(file, io.FileIO) else file
         try:
             sound = stack.enter_context(_Sound(target, closefd=False))
         except (soundfile.LibsndfileError, TypeError, ValueError) as error:
             raise AudioError(f"{name}: {_open_reason(error)}") from error
-        sound.xing_frames = xing_frames
+        sound.xing_frames, sound.tagged = xing_frames, tagged and sound.format == "FLAC"
         _check_rate(sound.samplerate, name)
         _check_log(sound, name)
+        if sound.frames < told:
+            raise _truncated(name, sound.frames, told, "samples")
         yield sound
 
 
@@ -243,7 +250,7 @@ def _binary_file(source: AudioSource, name: str, stack: ExitStack) -> Any:
         if hasattr(file, "seek") and hasattr(file, "tell") and (not hasattr(file, "seekable") or file.seekable()):
             return file
         return io.BytesIO(file.read())  # a pipe or a socket
-    except (OSError, ValueError, TypeError) as error:  # ValueError: closed; TypeError: read() gave text
+    except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:  # closed; or read() gave text
         raise AudioError(f"{name}: cannot be read ({error})") from error
 
 
@@ -265,7 +272,7 @@ def _joined(name: str) -> AudioError:
 
 
 def _checked_wav(file: Any, size: int, name: str, stack: ExitStack) -> Any:
-    """`file`, or, where a size of 0 hides data that a pipe or a crash left unannounced, a corrected view of it."""
+    """`file`, or, where its sizes hide data that a pipe or a crash left unannounced, a corrected view of it."""
     file.seek(4)
     riff_size = int.from_bytes(file.read(4), "little")
     offset = 12
@@ -279,8 +286,19 @@ def _checked_wav(file: Any, size: int, name: str, stack: ExitStack) -> Any:
         available = size - offset
         if available + SIZE_SLACK < length < STREAMED_SIZE:
             raise _truncated(name, available, length, "bytes")
-        if length == 0 and available and riff_size + 8 != size:
-            return _with_bytes(file, offset - 4, min(available, 0xFFFF_FFFF).to_bytes(4, "little"), stack)
+        file.seek(min(size, offset + length + length % 2))
+        rest, after = available - length, file.read(8)
+        if after[:4] == b"RIFF":
+            raise _joined(name)
+        streamed = length >= STREAMED_SIZE or (length == 0 and riff_size + 8 != size)
+        # What another program put behind the sound is a chunk, which has a name and ends where the file does.
+        chunk = len(after) == 8 and after[:4].isascii() and after[:4].decode("ascii").isprintable()
+        if rest > 0 and (
+            streamed or (rest > SIZE_SLACK and not (chunk and int.from_bytes(after[4:], "little") <= rest))
+        ):
+            if available > 0xFFFF_FFFF:
+                raise AudioError(f"{name}: over 4 GB, more than a WAV file can tell of; convert it to FLAC with ffmpeg")
+            return _with_bytes(file, offset - 4, available.to_bytes(4, "little"), stack)
         break
     return file
 
@@ -330,15 +348,29 @@ def _check_ogg_is_one(file: Any, name: str) -> None:
         rest = block[-5:]  # one byte less than the pattern: nothing is found twice
 
 
+def _tag_follows(file: Any) -> bool:
+    """Whether an ID3v1 or an APE tag ends the file."""
+    file.seek(0, os.SEEK_END)
+    file.seek(max(0, file.tell() - 160))
+    end = file.read()
+    return end[-128:-125] == b"TAG" or end[-32:-24] == b"APETAGEX" or end[-160:-152] == b"APETAGEX"
+
+
 def _checked_mp3(file: Any, size: int, name: str) -> tuple[Any, int]:
     """`file`, or a corrected view of it, and its length in MPEG frames as the Xing or Info header tells it, or 0."""
-    offset = 0
+    offset, tags = 0, 0
     file.seek(0)
-    head = file.read(10)
-    if head[:3] == b"ID3" and len(head) == 10:
-        offset = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]) + (10 if head[5] & 0x10 else 0)
+    while len(head := file.read(10)) == 10 and head[:3] == b"ID3":
+        length = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+        offset, tags = offset + 10 + length + (10 if head[5] & 0x10 else 0), tags + 1
+        file.seek(offset)
+    if tags > 1 or head[:4] == b"fLaC":  # the decoders know one tag, and none before a FLAC
+        file.seek(offset)
+        file, size, offset = io.BytesIO(file.read()), size - offset, 0
     file.seek(offset)
     frame = file.read(64)
+    if frame[:4] == b"fLaC":
+        return file, 0
     tag = max(frame.find(b"Xing", 0, 44), frame.find(b"Info", 0, 44))
     if tag < 0 or len(frame) < tag + 16:
         return _with_xing_header(file, offset, name), 0
@@ -361,22 +393,27 @@ def _with_xing_header(file: Any, offset: int, name: str, told: int = 0) -> Any:
     """
     file.seek(offset)
     data = file.read()
-    position, count, rates, kinds = 0, 0, set(), set()
+    position, start, end, count, rates, kinds = 0, 0, 0, 0, set(), set()
     while (position := data.find(b"\xff", position)) >= 0:
         header = data[position : position + 4]
         length = _mp3_frame_length(header)
-        if length:
+        following = data[position + length : position + length + 4]
+        # Two in a row are not there by chance, as one in a picture may be; the last one follows one that was.
+        sure = length and _mp3_frame_length(following) and _mp3_kind(header) == _mp3_kind(following)
+        if sure or (length and count and position == end):
+            if not count:
+                start = position
             count += 1
             rates.add(header[2] >> 4)
-            following = data[position + length : position + length + 4]
-            if _mp3_frame_length(following) and _mp3_kind(header) == _mp3_kind(following):  # two: not by chance
-                kinds.add(_mp3_kind(header))
-        position += length or 1
+            kinds.add(_mp3_kind(header))
+            position = end = position + length
+        else:
+            position += 1
     if len(kinds) > 1:
         raise _joined(name)  # the decoder stops where they change
     if count <= 1.01 * told if told else len(rates) < 2:
         return file
-    start = next(i for i in range(len(data)) if data[i] == 0xFF and _mp3_frame_length(data[i : i + 4]))
+    data = data[:end]
     xing = bytearray(data[start : start + 4])
     mpeg1, mono = xing[1] >> 3 & 3 == 3, xing[3] >> 6 == 3
     xing[1] |= 1  # no checksum
@@ -403,6 +440,13 @@ def _mp3_kind(header: bytes) -> tuple[int, int, bool]:
     return header[1] & 0x18, header[2] & 0x0C, header[3] >> 6 == 3
 
 
+def _sphere_frames(file: Any) -> int:
+    """The samples that a SPHERE header tells of, or 0."""
+    file.seek(0)
+    told = re.search(rb"^sample_count -i (\d+)", file.read(1024), re.M)
+    return int(told[1]) if told else 0
+
+
 def _check_log(sound: soundfile.SoundFile, name: str) -> None:
     """AIFF, AU, W64, RF64: libsndfile notes a size that goes beyond the file in its log, and reads on."""
     if sound.format not in ("WAV", "WAVEX"):
@@ -418,16 +462,17 @@ Blocks = Iterator[tuple[Samples, bool]]  # mono samples, and whether they are th
 
 def _file_blocks(sound: _Sound, size: int, name: str) -> Blocks:
     frames, done, last = sound.frames, 0, False
+    beyond = not (sound.tagged and frames < UNKNOWN_FRAMES)
     while not last:
-        # One more than is left: coming back short is what tells the end.
-        count = min(size, max(frames - done, 0) + 1)
+        # One more than is left, unless that is a tag: coming back short is what tells the end.
+        count = min(size, max(frames - done, 0) + beyond)
         try:
             block = sound.read(count, dtype="float32", always_2d=True)  # (count, channels)
         except soundfile.LibsndfileError as error:
             reason = " ".join(error.error_string.removeprefix("Error : ").rstrip(".").split())
             raise AudioError(f"{name}: damaged or truncated ({reason})") from error
         done += len(block)
-        last = len(block) < count
+        last = len(block) < count or (not beyond and done >= frames)
         if last and frames < UNKNOWN_FRAMES:
             slack = 0
             if sound.format == "MP3":  # without a Xing header the length is an estimate

@@ -1,3 +1,4 @@
+import gzip
 import io
 import os
 import struct
@@ -395,6 +396,62 @@ def test_wav_with_chunks_around_the_samples(tone):
     assert "truncated" in reason_of(data[:at] + extra + data[at:-1000])
 
 
+def test_wav_with_more_sound_than_its_header_tells(tone):
+    """As a recorder leaves that died after it last brought the header up to date."""
+    data = encode(tone)
+    stale = with_wav_sizes(data, 36 + RATE, RATE)
+    np.testing.assert_allclose(audio.load(stale), tone, atol=1e-4)
+    assert audio.duration(stale) == 2.0
+    assert reason_of(data + data) == f"audio bytes: {JOINED}"
+
+
+def test_wav_of_more_than_4_gb(tmp_path):
+    head = with_wav_sizes(encode(np.zeros(9)), 0xFFFFFFFF, 0xFFFFFFFF)[:44]
+    path = tmp_path / "long.wav"
+    with open(path, "wb") as file:
+        file.write(head)
+        file.truncate(2**32 + 100)  # a file of holes
+    with pytest.raises(
+        AudioError, match=r"over 4 GB, more than a WAV file can tell of; convert it to FLAC with ffmpeg"
+    ):
+        audio.duration(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"", b"TAG" + bytes(125)),
+        (b"", b"APETAGEX" + bytes(24) + bytes(300) + b"APETAGEX" + bytes(24)),
+        (b"", b"APETAGEX" + bytes(24) + b"TAG" + bytes(125)),
+        (b"ID3\x03\0\0\0\0\x01\0" + b"\xff\xfb\x90\0" * 32, b""),  # that looks like frames of an MP3
+        (b"ID3\x03\0\0\0\0\x01\0" + bytes(128), b"TAG" + bytes(125)),
+    ],
+)
+def test_flac_with_tags(tone, before, after):
+    data = encode(tone, "FLAC")
+    for size in (30.0, 0.25):
+        blocks = list(audio.stream(before + data + after, block_seconds=size))
+        np.testing.assert_allclose(np.concatenate(blocks), tone, atol=1e-4)
+    assert "truncated" in reason_of(before + data[: len(data) // 2] + after)
+
+
+def test_sphere_cut_short(tmp_path):
+    path = tmp_path / "talk.sph"
+    soundfile.write(path, chirp(2.0), RATE, format="NIST")
+    data = path.read_bytes()
+    np.testing.assert_allclose(audio.load(path), chirp(2.0), atol=1e-4)
+    assert reason_of(data[: len(data) // 2]).startswith("audio bytes: truncated, only 15,")
+
+
+def test_a_gzip_file_cut_short(tone, tmp_path):
+    with gzip.open(tmp_path / "talk.wav.gz", "wb") as file:
+        file.write(encode(tone))
+    data = (tmp_path / "talk.wav.gz").read_bytes()
+    assert len(audio.load(gzip.GzipFile(fileobj=io.BytesIO(data)))) == 2 * RATE
+    with pytest.raises(AudioError, match="cannot be read"):
+        audio.load(gzip.GzipFile(fileobj=io.BytesIO(data[:-5000])))
+
+
 def test_flac_of_unknown_length(tone):
     data = flac_with_length(encode(tone, "FLAC"), 0)
     np.testing.assert_allclose(audio.load(data), tone, atol=1e-4)
@@ -479,10 +536,18 @@ def test_joined_mp3_of_different_kinds(tone, rate, channels, header):
     assert reason_of(one + other) == f"audio bytes: {JOINED}"
 
 
-def test_mp3_with_a_large_tag_at_the_end(tone):
+@pytest.mark.parametrize("seed", range(4))
+def test_mp3_with_large_tags(tone, seed):
     data = encode(tone, "MP3")
-    tag = b"APETAGEX" + np.random.default_rng(0).bytes(len(data) // 4)
-    np.testing.assert_array_equal(audio.load(data + tag), audio.load(data))
+    picture = np.random.default_rng(seed).bytes(200_000)  # in which there are what look like frames
+    for large in (picture, picture[: len(data) // 4]):
+        np.testing.assert_array_equal(audio.load(data + b"APETAGEX" + large), audio.load(data))
+    several = b"ID3\x04\0\0\0\0\x01\0" + bytes(128) + b"ID3\x04\0\0\0\x0c\x1a\x40" + picture
+    np.testing.assert_array_equal(audio.load(several + data), audio.load(data))
+    first = audio._mp3_frame_length(data[:4])  # without the header that tells the length
+    plain = audio.load(data[first:])
+    np.testing.assert_array_equal(audio.load(data[first:] + b"APETAGEX" + picture), plain)
+    np.testing.assert_array_equal(audio.load(several + data[first:]), plain)
 
 
 # --- streaming ---
