@@ -51,15 +51,21 @@ def audio_below(
 ) -> list[Path]:
     """The audio files in a folder, by their suffix and in order; with `recursive` also those further down.
 
-    `on_error` is told of each folder that cannot be listed; otherwise they are passed over.
+    Links are followed, and one that leads nowhere is in the list: reading it will say so. `on_error` is told of each
+    folder that cannot be listed; otherwise they are passed over.
     """
     found: list[Path] = []
-    for current, below, names in os.walk(folder, onerror=on_error):
+    seen: set[str] = set()
+    for current, below, names in os.walk(folder, onerror=on_error, followlinks=True):
         if not recursive:
             below.clear()
+        if (real := os.path.realpath(current)) in seen:  # a link to where it has been
+            below.clear()
+            continue
+        seen.add(real)
         hidden = not os.access(current, os.X_OK)  # nobody can tell what they are; reading them will say why
         paths = [Path(current, name) for name in names]
-        found += [p for p in paths if p.suffix.lower() in SUFFIXES and (hidden or os.path.isfile(p))]
+        found += [p for p in paths if p.suffix.lower() in SUFFIXES and (hidden or os.path.isfile(p) or not p.exists())]
     return sorted(found)
 
 

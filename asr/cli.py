@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import sys
@@ -105,7 +106,7 @@ def transcribe(
         typer.Option(readable=False, help="Write one file each here, AUDIO's name with the format as suffix."),
     ] = None,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave out audio whose results are in --output-dir already.")
+        bool, typer.Option("--skip-existing", help="Leave out audio that has results of its name in --output-dir.")
     ] = False,
     recursive: Annotated[bool, typer.Option("--recursive", help="Look into folders of folders, too.")] = False,
     words: Annotated[bool, typer.Option("--words", help="In json and jsonl: when each word was said.")] = False,
@@ -162,12 +163,13 @@ def transcribe(
     outputs = output_paths(files, folder) if folder else [Path()] * len(files)
     for wrong in errors:
         complain(wrong)
-    wanted = []
+    wanted, opened = [], []
     for file, output in zip(files, outputs, strict=True):
         if skip_existing and all(os.path.isfile(f"{output}.{suffix}") for suffix in formats):
             continue
         try:
-            wanted.append((open_audio(file), file.name, output))
+            wanted.append((source := open_audio(file), file.name, output))
+            opened.append((source, file))
         except AudioError as error:
             complain(error)
     if not wanted:
@@ -201,14 +203,15 @@ def transcribe(
     to_stdout = get_writer("jsonl" if formats == ["json"] else formats[0])
     sources, names = [source for source, _, _ in wanted], [name for _, name, _ in wanted]
     output_of = {id(source): output for source, _, output in wanted}
-    id_of = dict(zip((file.name for file in files), file_ids([file.name for file in files]), strict=True))
+    ids = dict(zip(map(id, files), file_ids([file.name for file in files]), strict=True))
+    id_of = {id(source): ids[id(file)] for source, file in opened}
     with AudioProgress(sources) as progress:
         for source, result in recogniser.transcribe_all(sources, names, progress.advance, in_order=not output_dir):
             with progress.hidden():
                 if isinstance(result, AudioError):
                     complain(result)
                     continue
-                result = replace(result, id=id_of[result.audio])
+                result = replace(result, id=id_of[id(source)])
                 if output_dir:
                     for suffix in formats:
                         try:
@@ -364,11 +367,14 @@ def info(
         elif isinstance(value, list):
             table.add_row(name, ", ".join(map(str, value)))
         else:
-            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+            table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
 
     for key, value in facts.items():
         add(key, value)
-    Console().print(table, markup=False)
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 100_000  # a line for each, as other programs search it
+    console.print(table)
 
 
 class By(StrEnum):
@@ -454,6 +460,8 @@ def run() -> NoReturn:
     # Closed ones are None. What is written to standard output must not be lost without a word.
     sys.stdout = sys.stdout or open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may not be in the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
         code: Any = 0

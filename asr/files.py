@@ -85,7 +85,7 @@ def parse_formats(formats: str) -> list[str]:
         ConfigError: there is no such format.
     """
     names = list(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
-    return [get_writer(name).extension for name in names or [formats]]
+    return list(dict.fromkeys(get_writer(name).extension for name in names or [formats]))
 
 
 def output_paths(files: Sequence[AudioFile], folder: Path) -> list[Path]:

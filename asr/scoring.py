@@ -49,6 +49,8 @@ __all__ = [
     "write_scores",
 ]
 
+OUTPUTS = ("ref.trn", "hyp.trn", "wer.txt", "wer.json")  # of `write_scores`
+
 LENGTH_BINS = {"0": 0, "1-5": 5, "6-10": 10, "11-20": 20, "21-40": 40, "41+": float("inf")}  # most reference words
 BOOTSTRAP_CELLS = 4_000_000  # utterances drawn at a time: 32 MB of indices
 NAMED_IDS = 5  # how many ids an error message names
@@ -617,17 +619,21 @@ def write_scores(
         if not re.fullmatch(r"[^\s()]+", utterance.id):
             raise ScoringError(f"utterance id {utterance.id!r} has white space or parentheses, or is empty")
     output_dir = Path(output_dir)
+    read = [name for name in names or () if isinstance(name, str | os.PathLike) and os.path.exists(name)]
+    for path in (output_dir / name for name in OUTPUTS):
+        if path.exists() and any(path.samefile(given) for given in read):
+            raise ScoringError(f"{path}: is what is scored, and would be overwritten; choose another output folder")
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ScoringError(f"{output_dir}: cannot be made a folder ({error.strerror})") from error
-    files = {
-        "ref.trn": "".join(f"{u.reference} ({u.id})".lstrip() + "\n" for u in result.per_utterance),
-        "hyp.trn": "".join(f"{u.hypothesis} ({u.id})".lstrip() + "\n" for u in result.per_utterance),
-        "wer.txt": format_report(result),
-        "wer.json": json.dumps(as_dict(result), indent=2) + "\n",
-    }
-    for name, content in files.items():
+    contents = (
+        "".join(f"{u.reference} ({u.id})".lstrip() + "\n" for u in result.per_utterance),
+        "".join(f"{u.hypothesis} ({u.id})".lstrip() + "\n" for u in result.per_utterance),
+        format_report(result),
+        json.dumps(as_dict(result), indent=2) + "\n",
+    )
+    for name, content in zip(OUTPUTS, contents, strict=True):
         with write_atomically(output_dir / name) as file:
             file.write(content)
     return result

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 __all__ = ["CharTokenizer", "normalize_text"]
 
+CLOSING = "\0"  # after a word that a quotation ends with, while text is normalised
 CHARACTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # 3.5kg has a point in it, 3.30pm has not.
@@ -53,13 +54,15 @@ def normalize_text(text: str) -> str:
         text = _NUMBER.sub(lambda m: f" {_spell_number(m.group())} ", text)
     text = text.upper()
     text = re.sub(r"(?<![A-Z])(?:[A-Z]\.)+[A-Z](?![A-Z])", lambda m: m.group().replace(".", ""), text)  # U.S.A., E.G.
-    text = re.sub(r"[^A-Z' ]+", " ", text)
+    # A quotation also ends where the apostrophe follows its last full stop or comma: 'Yes,' he said.
+    text = re.sub(r"(?<=[A-Z])[.,;:!?\"-]+'(?![A-Z])", CLOSING + " ", text.replace(CLOSING, " "))
+    text = re.sub(f"[^A-Z'{CLOSING} ]+", " ", text)
     text = re.sub(r"(?<=[A-Z])'{2,}(?=[A-Z])", "'", text)
     text = re.sub(r"'{2,}|(?<![A-Z])'(?![A-Z])", " ", text)
     parts = text.split()
     if "'" in text:
         _drop_quotes(parts)
-    return " ".join(parts)
+    return " ".join(parts).replace(CLOSING, "")
 
 
 def _drop_quotes(words: list[str]) -> None:
@@ -69,7 +72,7 @@ def _drop_quotes(words: list[str]) -> None:
     """
 
     def opens(word: str) -> bool:
-        return word[0] == "'" and word.strip("'") not in _CLIPPED
+        return word[0] == "'" and word.strip("'" + CLOSING) not in _CLIPPED
 
     for i, word in enumerate(words):
         if not opens(word):
@@ -77,6 +80,9 @@ def _drop_quotes(words: list[str]) -> None:
         closing = None
         for j in range(i, len(words)):
             if j > i and opens(words[j]):
+                break
+            if words[j][-1] == CLOSING:
+                closing = j
                 break
             if words[j][-1] == "'" and words[j].strip("'") not in _CLIPPED:
                 certain = not words[j].endswith(("S'", "IN'", "O'", "TH'"))

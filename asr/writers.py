@@ -11,6 +11,7 @@ import math
 import os
 import re
 import tempfile
+import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,8 @@ __all__ = [
     "write_atomically",
     "write_file",
 ]
+
+LONGEST_NAME = 255  # bytes that file systems allow the name of a file
 
 MAX_LINE = 42  # characters; what television subtitles and their players count on
 MAX_LINES = 2
@@ -140,13 +143,18 @@ def _token(name: str) -> str:
 
 
 def file_ids(audios: Sequence[str]) -> list[str]:
-    """`file_id` of each or, for those that share one, their folders with it."""
+    """`file_id` of each or, for those that share one, their folders with it; a number, too, where these are shared."""
     ids = [file_id(audio) for audio in audios]
     times = Counter(ids)
-    return [
-        name if times[name] == 1 else _token("_".join(Path(audio).with_suffix("").parts).lstrip("/_"))
-        for name, audio in zip(ids, audios, strict=True)
-    ]
+    found: dict[str, None] = {}
+    for plain, audio in zip(ids, audios, strict=True):
+        full = plain if times[plain] == 1 else _token("_".join(Path(audio).with_suffix("").parts).lstrip("/_"))
+        name, number = full, 1
+        while name in found or (name != plain and name in times):
+            number += 1
+            name = f"{full}_{number}"
+        found[name] = None
+    return list(found)
 
 
 # --- words and their times ---
@@ -429,10 +437,20 @@ def in_place_of(path: Path) -> Iterator[Path]:
     """
     if not path.name:
         raise AsrError(f"{path}: cannot be written (a folder); name a file")
-    partial = path.with_name(path.name + ".partial")
+    target = Path(os.path.realpath(path))  # a link stays one
+    if target.exists() and not (target.is_file() or target.is_dir()):  # a pipe or a device cannot be replaced
+        try:
+            yield target
+        except OSError as error:
+            raise AsrError(f"{path}: cannot be written ({error.strerror or error})") from error
+        return
+    name = target.name + ".partial"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f"{zlib.crc32(os.fsencode(target.name)):08x}.partial"
+    partial = target.with_name(name)
     try:
         yield partial
-        os.replace(partial, path)
+        os.replace(partial, target)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()

@@ -589,6 +589,19 @@ def test_stream_needs_constant_memory(tmp_path):
     assert memory < 3e6
 
 
+def test_links_in_folders_are_followed(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "day").mkdir()
+    for path in (folder / "a.wav", tmp_path / "day/b.flac"):
+        path.touch()
+    (folder / "sub/day").symlink_to(tmp_path / "day")
+    (folder / "sub/round").symlink_to(folder)
+    (folder / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    assert audio.audio_below(folder) == [folder / "a.wav", folder / "gone.wav", folder / "sub/day/b.flac"]
+    assert audio.audio_below(folder, recursive=False) == [folder / "a.wav", folder / "gone.wav"]
+
+
 def test_import_is_light():
     code = """
 import sys, numpy as np, asr.audio

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -17,6 +18,7 @@ from asr import cli
 from asr.errors import AsrError
 from asr.model.word_lm import estimate, save_word_lm
 from asr.scoring import read_transcripts
+from asr.segmenter import Segmenter
 from asr.transcriber import Transcriber
 
 
@@ -428,6 +430,21 @@ def test_listen(run, microphone, tmp_path):
     code, out, err = run("listen", "--input-device", "broken")
     assert (code, out) == (2, "")
     assert err.startswith("error: microphone: No input device matching 'broken'")
+
+
+def test_ctrl_c_while_listening_leaves_nothing_unwritten(run, microphone, monkeypatch):
+    whole = run("listen")[1]
+    feed = Segmenter.feed
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupted(self, block):  # as it is most of the time: while something else than the queue is at work
+        if signal.getsignal(signal.SIGINT) != before:
+            signal.raise_signal(signal.SIGINT)
+        return feed(self, block)
+
+    monkeypatch.setattr(Segmenter, "feed", interrupted)
+    assert run("listen") == (0, whole, "")
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_listen_without_its_extra(run, monkeypatch):

@@ -428,6 +428,16 @@ def test_write_scores(tmp_path, result):
     assert (folder / "wer.txt").read_text() == format_report(result)
 
 
+def test_what_is_scored_is_not_overwritten(tmp_path):
+    for name in ("ref.trn", "hyp.trn"):
+        (tmp_path / name).write_text("Hello, the Cat! (u1)\n")
+    names = (tmp_path / "ref.trn", tmp_path / "../" / tmp_path.name / "hyp.trn")
+    for given in (names, (tmp_path / "other.txt", names[1])):
+        with pytest.raises(ScoringError, match=r"\.trn: is what is scored, and would be overwritten; choose another"):
+            write_scores(tmp_path, {"u1": "HELLO"}, {"u1": "HELLO"}, given)
+    assert (tmp_path / "ref.trn").read_text() == "Hello, the Cat! (u1)\n"
+
+
 def test_write_scores_to_bad_places(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ScoringError, match=r"file: cannot be made a folder \(File exists\)$"):

@@ -104,6 +104,14 @@ def test_periods(text, expected):
         ("``quoted'' and ''quoted''", "QUOTED AND QUOTED"),
         ("' '' 5'10", "FIVE TEN"),
         ("it''s", "IT'S"),
+        ("'Hello,' he said", "HELLO HE SAID"),
+        ("'Yes.' 'No!' 'Why--' 'Oh?!'", "YES NO WHY OH"),
+        ("‘Hello,’ he said, ‘come in.’", "HELLO HE SAID COME IN"),
+        ("'The dogs' bones, all of them,' he said.", "THE DOGS' BONES ALL OF THEM HE SAID"),
+        ("'Tis true,' said Tom; 'and 'twas long ago.'", "'TIS TRUE SAID TOM AND 'TWAS LONG AGO"),
+        ("He said 'She cried \"Stop!\"'", "HE SAID SHE CRIED STOP"),
+        ("the dogs', and,'tis", "THE DOGS' AND 'TIS"),
+        ("rock-'n'-roll, runnin', goin'!", "ROCK 'N' ROLL RUNNIN' GOIN'"),
     ],
 )
 def test_apostrophes(text, expected):

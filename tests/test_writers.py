@@ -1,13 +1,26 @@
 import io
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from asr.errors import AsrError, ConfigError
 from asr.scoring import read_transcripts
-from asr.writers import WRITERS, Segment, Transcript, Word, cues, file_id, file_ids, get_writer, write_file
+from asr.writers import (
+    WRITERS,
+    Segment,
+    Transcript,
+    Word,
+    cues,
+    file_id,
+    file_ids,
+    get_writer,
+    write_atomically,
+    write_file,
+)
 
 
 def spoken(text, start=0.0, step=0.4, confidence=0.9):
@@ -190,6 +203,32 @@ def test_file_id(audio, name):
 
 def test_files_of_one_name_have_their_folders_in_their_ids():
     assert file_ids(["a/1.flac", "b/1.flac", "/c d/1.wav", "2.wav"]) == ["a_1", "b_1", "c_d_1", "2"]
+    assert file_ids(["x/a.flac", "x/a.wav", "x/a.mp3"]) == ["x_a", "x_a_2", "x_a_3"]
+    assert file_ids(["x/a.flac", "y/a.wav", "x_a.wav"]) == ["x_a_2", "y_a", "x_a"]
+    assert len(set(file_ids(["a b.wav", "a_b.wav", "a b_2.wav", "(a_b).wav"]))) == 4
+
+
+def test_a_link_stays_one_and_a_pipe_is_written_to(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/a.txt").write_text("before")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "there/a.txt")
+    with write_atomically(tmp_path / "a.txt") as file:
+        file.write("after")
+    assert (tmp_path / "a.txt").is_symlink()
+    assert (tmp_path / "there/a.txt").read_text() == "after"
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+        with write_atomically(tmp_path / "pipe") as file:
+            file.write("through")
+        assert reader.communicate(timeout=20)[0] == "through"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "pipe", "there"]
+
+
+def test_a_name_as_long_as_can_be(tmp_path):
+    path = tmp_path / ("語" * 83 + ".txt")
+    with write_atomically(path) as file:
+        file.write("x")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 # --- subtitles ---

@@ -176,7 +176,7 @@ def test_the_recipe_says_what_is_wrong_and_ends_with_2(tmp_path):
 
 
 def test_noises_that_cannot_be_read_are_not_left_out(tmp_path, monkeypatch):
-    def walk(folder, onerror=None):
+    def walk(folder, onerror=None, **_):
         onerror(PermissionError(13, "Permission denied", f"{folder}/private"))
         return iter(())
 
