@@ -18,6 +18,7 @@ setup_venv() {
             echo "error: could not make .venv (Debian and Ubuntu need the python3-venv package)" >&2
             return 2
         }
+        rm -f .venv/installed-* # by another, which is gone
     fi
     stamp=.venv/installed-$(printf %s "$wanted" | tr -c 'a-zA-Z0-9\n' _)
     if [ ! -e "$stamp" ] || ! cmp -s pyproject.toml "$stamp"; then
@@ -30,6 +31,17 @@ setup_venv() {
     fi
     # shellcheck disable=SC1091
     source .venv/bin/activate
+    if ! python -c 'import os, sys; sys.exit(os.path.realpath(sys.prefix) != os.path.realpath(".venv"))'; then
+        echo "error: .venv was made in another folder and cannot move; remove it (rm -r .venv) and run this again" >&2
+        return 2
+    fi
+}
+
+# `is_number HOURS`: says so where it is none.
+is_number() {
+    [[ $1 =~ ^[0-9]+(\.[0-9]+)?$ ]] && return
+    echo "error: hours=$1: give a number of hours, such as hours=40" >&2
+    return 2
 }
 
 # `need_text VALUE`: the script ends where no text=[...] was given.

@@ -17,7 +17,7 @@ import soxr
 from scipy.signal import butter, fftconvolve, sosfiltfilt
 
 from asr import audio
-from asr.config import to_mapping
+from asr.config import check_kinds, to_mapping
 from asr.corpus.chapters import (
     COPY,
     SAMPLE_RATE,
@@ -195,6 +195,7 @@ def augment_subset(
         CorpusError: speech or noise is missing or cannot be read.
     """
     config = config or AugmentConfig()
+    check_kinds({"processes": processes}, {"processes": int})
     if is_evaluation(subset):
         raise ConfigError(f"{subset} is an evaluation set; augment training sets")
     utterances = scan(root, subset).utterances  # without the damaged ones, as prepare.py takes them

@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from asr.config import to_mapping
+from asr.config import check_kinds, to_mapping
 from asr.corpus.chapters import SAMPLE_RATE, Range, Samples, check_ranges, claim_folder, write_chapter, write_chapters
 from asr.corpus.text import PreparedText
 from asr.errors import ConfigError, CorpusError
@@ -269,6 +269,7 @@ def synthesize(
     """
     config = config or SyntheticConfig()
     folder = Path(output) / "LibriSpeech" / subset
+    check_kinds({"hours": hours, "processes": processes}, {"hours": float, "processes": int})
     if hours <= 0 or processes < 1:
         raise ConfigError(f"hours must be above 0 and processes 1 or more; got {hours:g} and {processes}")
     count = math.ceil(hours * 60 / config.chapter_minutes)

@@ -23,6 +23,7 @@ from asr.decoding.beam_search import DecodingConfig
 from asr.errors import CorpusError
 from asr.scoring import Score, bootstrap_interval, write_scores
 from asr.training.failures import readable_failures
+from asr.training.settings import check_batch_seconds, use_threads
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import make_writable, write_atomically
 
@@ -90,8 +91,8 @@ def decode(settings: Mapping[str, Any]) -> Score:
     is searched twice, and in between the encoder gets used to the voice (`Transcriber.adapt`).
     Writes `ref.trn`, `hyp.trn`, `wer.txt`, `wer.json` and `nbest.jsonl` into the output folder.
     """
-    if settings["threads"]:
-        torch.set_num_threads(settings["threads"])
+    use_threads(settings["threads"])
+    check_batch_seconds(settings["batch_seconds"])
     decoding = from_mapping(DecodingConfig, settings["decoding"], "decoding")
     bundle = load_bundle(find_model(settings["model_dir"]), pick_device(settings["device"]))
     if settings.get("language_model"):

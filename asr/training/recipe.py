@@ -8,9 +8,8 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-import torch
-
 from asr._exit import friendly_errors
+from asr.training.settings import use_threads
 
 __all__ = ["run_decoding", "run_training"]
 
@@ -20,9 +19,8 @@ def _prepare(config: Any) -> dict[str, Any]:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    threads = settings.get("threads") or settings.get("trainer", {}).get("threads")
-    if threads:
-        torch.set_num_threads(threads)
+    for name, part in (("threads", settings), ("trainer.threads", settings.get("trainer") or {})):
+        use_threads(part.get("threads"), name)
     # Libraries' notes to their own developers, of no use to somebody who trains a model.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")

@@ -29,7 +29,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from asr.bundle import load_bundle, save_bundle
-from asr.config import from_mapping, to_mapping
+from asr.config import as_list, from_mapping, to_mapping
 from asr.corpus.dataset import (
     BatchLoader,
     FeatureCache,
@@ -99,9 +99,11 @@ class SpeechData(lightning.LightningDataModule):
     def _portions(self, reduction: int) -> tuple[list[Portion], list[tuple[str, str]]]:
         """One of each subset that has anything to train on, and (id, reason) of the utterances dropped."""
         c, portions, dropped = self.settings, [], []
-        shares, unperturbed = c.get("shares") or {}, c.get("unperturbed") or []
-        for name in ("shares", "unperturbed"):
-            if unknown := sorted({*(c.get(name) or ())} - {*c["train"]}):
+        shares, unperturbed = c.get("shares") or {}, as_list(c.get("unperturbed"))
+        if not isinstance(shares, Mapping):
+            raise ConfigError(f"corpus.shares should be shares by the names of subsets, not {shares!r}")
+        for name, named in (("shares", shares), ("unperturbed", unperturbed)):
+            if unknown := sorted({*named} - {*c["train"]}):
                 raise ConfigError(f"corpus.{name}: {', '.join(unknown)} not in corpus.train={list(c['train'])}")
         subset_of: dict[str, str] = {}
         for subset in c["train"]:
@@ -647,6 +649,11 @@ def _resume_from(settings: Mapping[str, Any], checkpoints: Path) -> Path | None:
         keys = differences(then, module.hparams[part])
         if keys:
             raise ConfigError(f"{path}: was trained with other {part} settings ({keys}); set them back or start anew")
+    output = checkpoints.parent
+    if resume == "auto" and _is_newer(output / "model", [path]):  # the run is over
+        heard = load_bundle(output / "model").training.get("corpora")
+        if heard and set(heard) != set(settings["corpus"]["train"]):
+            raise ConfigError(f"{output} holds a finished run on {', '.join(heard)}; choose another output=")
     return path
 
 

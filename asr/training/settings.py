@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from asr.config import as_list
 from asr.errors import ConfigError
 
-__all__ = ["check_resume", "check_trainer", "checked_settings"]
+__all__ = ["check_batch_seconds", "check_count", "check_resume", "check_trainer", "checked_settings", "use_threads"]
 
 WHOLE = {  # of `trainer`, with the least that works
     "max_epochs": 1,
@@ -57,12 +59,37 @@ def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not corpus[name]:
             raise ConfigError(f"corpus.{name} should be a list of subsets such as [{name}-clean], not {corpus[name]!r}")
     for name in ("batch_seconds", "max_duration"):
-        if not is_positive(corpus[name]):
-            raise ConfigError(f"corpus.{name} must be a number of seconds above 0, got {corpus[name]!r}")
+        check_batch_seconds(corpus[name], f"corpus.{name}")
+    check_count(corpus.get("workers"), "corpus.workers", 0, optional=True)
     speeds = corpus["speeds"]
     if not isinstance(speeds, list | tuple) or not speeds or not all(map(is_positive, speeds)):
         raise ConfigError(f"corpus.speeds should be a list of factors such as [0.9, 1.0, 1.1], not {speeds!r}")
     return {**settings, "corpus": corpus}
+
+
+def check_batch_seconds(value: Any, name: str = "batch_seconds") -> None:
+    if not is_positive(value):
+        raise ConfigError(f"{name} must be a number of seconds above 0, got {value!r}")
+
+
+def check_count(value: Any, name: str, least: int = 1, *, optional: bool = False) -> None:
+    """ConfigError where it is no whole number of at least so many; None will do where it is `optional`."""
+    if value is None and optional:
+        return
+    if type(value) is not int or value < least:
+        null = " or null" if optional else ""
+        raise ConfigError(f"{name} must be a whole number of at least {least}{null}, got {value!r}")
+
+
+def use_threads(threads: Any, name: str = "threads") -> None:
+    """Compute in so many; None leaves PyTorch's choice.
+
+    Raises:
+        ConfigError: it is no number of threads.
+    """
+    check_count(threads, name, optional=True)
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def is_positive(value: Any) -> bool:

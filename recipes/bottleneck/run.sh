@@ -28,10 +28,10 @@ done
 
 # One thread a process: small matrices, and a second thread would only wait.
 export OMP_NUM_THREADS=1
-python recipes/bottleneck/prepare.py output=data/$experiment "${prepare[@]}"
+python recipes/bottleneck/prepare.py output=data/$experiment ${prepare[@]+"${prepare[@]}"}
 workers=()
 for _ in 1 2; do
-    python recipes/bottleneck/train.py experiment=$experiment corpus.manifests=data/$experiment "${train[@]}" -m &
+    python recipes/bottleneck/train.py experiment=$experiment corpus.manifests=data/$experiment ${train[@]+"${train[@]}"} -m &
     workers+=($!)
 done
 trap 'kill "${workers[@]}" 2>/dev/null' INT TERM

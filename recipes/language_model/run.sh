@@ -40,7 +40,7 @@ if [[ $kind == words ]]; then
         python recipes/language_model/ngram.py text="$output/text" ngrams=700_000 output="$output/ngram"
         echo "$text" >"$output/ngram/text"
     fi
-    python recipes/language_model/word_lstm.py text="$output/text" ngram="$output/ngram" output="$output" "${train[@]}"
+    python recipes/language_model/word_lstm.py text="$output/text" ngram="$output/ngram" output="$output" ${train[@]+"${train[@]}"}
 else
-    python recipes/language_model/train.py text="$output/text" output="$output" "${train[@]}"
+    python recipes/language_model/train.py text="$output/text" output="$output" ${train[@]+"${train[@]}"}
 fi

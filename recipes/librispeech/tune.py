@@ -42,6 +42,7 @@ from asr.errors import ConfigError, CorpusError
 from asr.model.language_model import SETTINGS, WEIGHTS
 from asr.scoring import score
 from asr.training.evaluate import batches, pick_evenly
+from asr.training.settings import check_batch_seconds, check_count, use_threads
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import make_writable, write_atomically
 
@@ -85,6 +86,7 @@ def encoded(settings: Mapping[str, Any], bundle: Bundle, folder: Path) -> tuple[
     cuts = sorted(load_cuts(settings["corpus"]["manifests"], subsets), key=lambda c: c.duration)
     if not cuts:
         raise CorpusError(f"{settings['corpus']['manifests']}: no utterances to tune on")
+    check_count(settings["max_utterances"], "max_utterances", optional=True)
     cuts = list(pick_evenly(cuts, settings["max_utterances"] or 0))
     weights = find_model(settings["model_dir"])
     speech = [(c.id, round(c.duration, 3), cut_text(c), audio_path(c), audio_stamp([c])) for c in cuts]
@@ -301,8 +303,8 @@ def save_settings(folder: Path, decoding: Mapping[str, Any]) -> None:
 
 @friendly_errors
 def tune(settings: Mapping[str, Any]) -> Record:
-    if settings["threads"]:
-        torch.set_num_threads(settings["threads"])
+    use_threads(settings["threads"])
+    check_batch_seconds(settings["batch_seconds"])
     grid = grid_of(settings["grid"])
     if settings["strategy"] not in ("grid", "coordinate"):
         raise ConfigError(f"strategy should be grid or coordinate, not {settings['strategy']!r}")

@@ -53,6 +53,7 @@ from asr.errors import ConfigError, CorpusError
 from asr.plots import save_figure
 from asr.scoring import score
 from asr.training.evaluate import batches
+from asr.training.settings import check_batch_seconds, use_threads
 from asr.transcriber import Transcriber, confidence_key, find_model, pick_device, word_settings
 from asr.writers import make_writable, write_atomically
 
@@ -293,8 +294,8 @@ def save_settings(folder: Path, fitted: Mapping[str, Any]) -> None:
 
 @friendly_errors
 def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
-    if settings["threads"]:
-        torch.set_num_threads(settings["threads"])
+    use_threads(settings["threads"])
+    check_batch_seconds(settings["batch_seconds"])
     decoding = from_mapping(DecodingConfig, settings["decoding"], "decoding")
     folder = find_model(settings["model_dir"])
     bundle = load_bundle(folder, pick_device(settings["device"]))
@@ -331,7 +332,7 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     with write_atomically(output / "word_times.json") as file:
         file.write(json.dumps(result, indent=2) + "\n")
     if settings["save"]:
-        save_settings(folder, fitted if key == "confidence" else {key: fitted[key]})
+        save_settings(folder, fitted if settings["forced"] or key == "confidence" else {key: fitted[key]})
     report(result)
     log.info("wrote %s%s", output, f" and {folder / 'config.yaml'}" if settings["save"] else "")
     return result

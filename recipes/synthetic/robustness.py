@@ -33,6 +33,7 @@ from asr.decoding.beam_search import DecodingConfig
 from asr.errors import ConfigError, CorpusError
 from asr.scoring import bootstrap_interval, score
 from asr.training.evaluate import batches, pick_evenly
+from asr.training.settings import check_batch_seconds, check_count, use_threads
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import make_writable, write_atomically
 
@@ -46,8 +47,8 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a change needs noise and there is none, or the model hears at another rate than 16 kHz.
     """
-    if settings["threads"]:
-        torch.set_num_threads(settings["threads"])
+    use_threads(settings["threads"])
+    check_batch_seconds(settings["batch_seconds"])
     bundle = load_bundle(find_model(settings["model_dir"]), pick_device(settings["device"]))
     recogniser = Transcriber(bundle, from_mapping(DecodingConfig, settings["decoding"], "decoding"))
     if bundle.frontend.config.sample_rate != SAMPLE_RATE:
@@ -57,7 +58,10 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     cuts = sorted(load_cuts(settings["corpus"]["manifests"], settings["corpus"]["decode"]), key=lambda c: c.duration)
     if not cuts:
         raise CorpusError(f"{settings['corpus']['manifests']}: no utterances to decode")
-    cuts = list(pick_evenly(cuts, settings["utterances"]))
+    check_count(settings["utterances"], "utterances", 0, optional=True)
+    cuts = list(pick_evenly(cuts, settings["utterances"] or 0))
+    if wrong := [name for name, given in settings["changes"].items() if not isinstance(given, Mapping)]:
+        raise ConfigError(f"changes.{wrong[0]} should be settings of augment.py, not {settings['changes'][wrong[0]]!r}")
     changes = {
         name: from_mapping(AugmentConfig, {**UNCHANGED, **given}, f"changes.{name}")
         for name, given in settings["changes"].items()

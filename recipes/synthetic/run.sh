@@ -28,6 +28,7 @@ done
 
 source recipes/setup.sh
 need_text "$text"
+is_number "$hours" || exit 2
 setup_venv ".[train,tts,augment]"
 has_pico() { python -c "import ttspico" 2>/dev/null; }
 has_pico || python -m pip install --quiet --disable-pip-version-check --editable ".[pico]" ||
@@ -41,7 +42,7 @@ spoken() { # subset, per cent of the hours, prefix, other settings
     python recipes/synthetic/prepare.py text="$output/text" output="$output" subset="$subset" hours="$part" \
         prefix="$prefix" processes="$processes" "${@:4}"
     python recipes/synthetic/augment.py root="$output" output="$output" subset="$subset" processes="$processes" \
-        rooms=0.3 noise=0.4 telephone=0.05 mp3=0.05 "${noises[@]}"
+        rooms=0.3 noise=0.4 telephone=0.05 mp3=0.05 ${noises[@]+"${noises[@]}"}
 }
 left=100 # per cent of the hours
 if command -v flite >/dev/null; then

@@ -197,6 +197,8 @@ def test_recognised_and_saved(recipe, settings, monkeypatch):
     assert now["confidence"] == saved["confidence"]
     assert now["word_times"] == {"pause": 0.5}
     assert now["confidence_without_lm"] == result["fitted"]["confidence_without_lm"]
+    times = recipe.measure(settings | {"forced": True, "save": True})["fitted"]["word_times"]  # are not of a search
+    assert yaml.safe_load((Path(settings["model_dir"]) / "config.yaml").read_text())["training"]["word_times"] == times
 
 
 @pytest.mark.parametrize(

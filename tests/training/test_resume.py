@@ -176,6 +176,9 @@ def test_a_run_that_is_over_leaves_its_model_until_there_is_a_newer_checkpoint(t
     weights.unlink()
     train(toy_settings)
     assert weights.read_bytes() == content
+    toy_settings["corpus"] |= {"train": ["dev-toy"]}  # is not what this model has heard
+    with pytest.raises(ConfigError, match=r"run holds a finished run on train-toy; choose another output="):
+        train(toy_settings)
 
 
 def test_clear_errors_before_time_is_lost(toy_settings, tmp_path):

@@ -29,7 +29,7 @@ from asr.training.checkpoint import latest_checkpoint, load_checkpoint
 from asr.training.failures import TrainingStoppedError
 from asr.training.module import LasModule
 from asr.training.run import SpeechData, choose_accelerator, choose_precision, steepest_fall, train
-from asr.training.settings import checked_settings
+from asr.training.settings import checked_settings, use_threads
 
 SHAPE = r"a batch of \d+ x \d+ frames and \d+ characters \(\d+ s with padding\); lower corpus.batch_seconds \(now 4;"
 
@@ -154,6 +154,7 @@ def test_shares_and_speeds_of_subsets_that_cannot_be_are_named(mixed):
 
     fails(r"corpus.shares: less not in corpus.train=\['train-toy', 'more'\]", shares={"less": 0.2})
     fails("corpus.unperturbed: less not in", unperturbed=["less"])
+    fails("corpus.unperturbed: less not in", unperturbed="less")
     for share in (0, 1.5, "half", True):
         fails(f"corpus.shares.more must be above 0 and at most 1; got {share!r}", shares={"more": share})
 
@@ -204,6 +205,8 @@ def test_development_utterances_that_say_more_than_fits_leave_the_figures_number
         ("corpus", {"speeds": 1.0}, "corpus.speeds should be a list"),
         ("corpus", {"max_duration": None}, "corpus.max_duration must be a number of seconds above 0, got None"),
         ("corpus", {"batch_seconds": 0}, "corpus.batch_seconds must be a number"),
+        ("corpus", {"workers": "two"}, "corpus.workers must be a whole number of at least 0 or null, got 'two'"),
+        ("corpus", {"shares": 0.5}, "corpus.shares should be shares by the names of subsets, not 0.5"),
         ("corpus", {"dev": []}, r"corpus.dev should be a list of subsets such as \[dev-clean\], not \[\]"),
         ("resume", False, "resume must be auto, never or the path of a checkpoint, got False"),
         ("model", {"encoder": {"join_before": 1}}, "model.encoder.join_before should be a list, not 1"),
@@ -218,6 +221,12 @@ def test_settings_that_cannot_work_are_named_before_anything_is_written(
     with pytest.raises(ConfigError, match=message):
         train(toy_settings)
     assert not list(Path(toy_settings["output"]).rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("threads", ["two", 0.5, 0, True])
+def test_threads_that_cannot_be(threads):
+    with pytest.raises(ConfigError, match=r"trainer.threads must be a whole number of at least 1 or null, got"):
+        use_threads(threads, "trainer.threads")
 
 
 def test_one_subset_needs_no_brackets(toy_settings):
