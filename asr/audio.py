@@ -65,7 +65,9 @@ def audio_below(
         seen.add(real)
         hidden = not os.access(current, os.X_OK)  # nobody can tell what they are; reading them will say why
         paths = [Path(current, name) for name in names]
-        found += [p for p in paths if p.suffix.lower() in SUFFIXES and (hidden or os.path.isfile(p) or not p.exists())]
+        found += [
+            p for p in paths if p.suffix.lower() in SUFFIXES and (hidden or os.path.isfile(p) or not os.path.exists(p))
+        ]
     return sorted(found)
 
 
@@ -186,7 +188,6 @@ class _Sound(soundfile.SoundFile):
     """
 
     xing_frames = 0  # length that an MP3's own header claims, in MPEG frames; 0: no claim
-    tagged = False  # a tag follows, which the decoder would take for damaged sound
 
     def seekable(self) -> bool:
         return False
@@ -212,7 +213,10 @@ def _opened(source: AudioSource, name: str) -> Iterator[_Sound]:
                 file, xing_frames = _checked_mp3(file, size, name)
             elif head[:7] == b"NIST_1A":
                 told = _sphere_frames(file)
-            tagged = _tag_follows(file)
+            file.seek(0)
+            if file.read(4) == b"fLaC" and (tags := _tags_at_end(file)):  # which its decoder takes for damaged sound
+                file.seek(0)
+                file = io.BytesIO(file.read()[:-tags])
             file.seek(0)
         except (OSError, EOFError, zlib.error) as error:  # the latter two: a damaged gzip file
             raise AudioError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
@@ -222,7 +226,7 @@ def _opened(source: AudioSource, name: str) -> Iterator[_Sound]:
             sound = stack.enter_context(_Sound(target, closefd=False))
         except (soundfile.LibsndfileError, TypeError, ValueError) as error:
             raise AudioError(f"{name}: {_open_reason(error)}") from error
-        sound.xing_frames, sound.tagged = xing_frames, tagged and sound.format == "FLAC"
+        sound.xing_frames = xing_frames
         _check_rate(sound.samplerate, name)
         _check_log(sound, name)
         if sound.frames < told:
@@ -292,21 +296,25 @@ def _checked_wav(file: Any, size: int, name: str, stack: ExitStack) -> Any:
         available = size - offset
         if available + SIZE_SLACK < length < STREAMED_SIZE:
             raise _truncated(name, available, length, "bytes")
-        file.seek(min(size, offset + length + length % 2))
-        rest, after = available - length, file.read(8)
-        if after[:4] == b"RIFF":
+        rest = available - length
+        if _chunk_at(file, offset + length) == b"RIFF":
             raise _joined(name)
-        streamed = length >= STREAMED_SIZE or (length == 0 and riff_size + 8 != size)
-        # What another program put behind the sound is a chunk, which has a name and ends where the file does.
-        chunk = len(after) == 8 and after[:4].isascii() and after[:4].decode("ascii").isprintable()
-        if rest > 0 and (
-            streamed or (rest > SIZE_SLACK and not (chunk and int.from_bytes(after[4:], "little") <= rest))
-        ):
+        unannounced = length == 0 and riff_size + 8 != size
+        # What another program put behind the sound, a chunk or a tag, begins with a name.
+        named = _chunk_at(file, offset + length) or _chunk_at(file, offset + length + length % 2)
+        if rest > 0 and (unannounced or (not named and (rest > SIZE_SLACK or length >= STREAMED_SIZE))):
             if available > 0xFFFF_FFFF:
                 raise AudioError(f"{name}: over 4 GB, more than a WAV file can tell of; convert it to FLAC with ffmpeg")
             return _with_bytes(file, offset - 4, available.to_bytes(4, "little"), stack)
         break
     return file
+
+
+def _chunk_at(file: Any, offset: int) -> bytes:
+    """The name of what begins there, or nothing where that is none."""
+    file.seek(offset)
+    tag: bytes = file.read(4)
+    return tag if len(tag) == 4 and (tag[:3] == b"ID3" or all(0x20 <= byte < 0x7F for byte in tag)) else b""
 
 
 def _with_bytes(file: Any, offset: int, data: bytes, stack: ExitStack) -> Any:
@@ -354,12 +362,17 @@ def _check_ogg_is_one(file: Any, name: str) -> None:
         rest = block[-5:]  # one byte less than the pattern: nothing is found twice
 
 
-def _tag_follows(file: Any) -> bool:
-    """Whether an ID3v1 or an APE tag ends the file."""
+def _tags_at_end(file: Any) -> int:
+    """Bytes that an ID3v1 and an APE tag take at the end of the file."""
     file.seek(0, os.SEEK_END)
     file.seek(max(0, file.tell() - 160))
     end = file.read()
-    return end[-128:-125] == b"TAG" or end[-32:-24] == b"APETAGEX" or end[-160:-152] == b"APETAGEX"
+    found = 128 if end[-128:-125] == b"TAG" else 0
+    footer = end[len(end) - found - 32 : len(end) - found]
+    if footer[:8] == b"APETAGEX":
+        length, _, flags = struct.unpack("<III", footer[12:24])
+        found += length + (32 if flags >> 31 else 0)  # its header
+    return found
 
 
 def _checked_mp3(file: Any, size: int, name: str) -> tuple[Any, int]:
@@ -468,17 +481,16 @@ Blocks = Iterator[tuple[Samples, bool]]  # mono samples, and whether they are th
 
 def _file_blocks(sound: _Sound, size: int, name: str) -> Blocks:
     frames, done, last = sound.frames, 0, False
-    beyond = not (sound.tagged and frames < UNKNOWN_FRAMES)
     while not last:
-        # One more than is left, unless that is a tag: coming back short is what tells the end.
-        count = min(size, max(frames - done, 0) + beyond)
+        # One more than is left: coming back short is what tells the end.
+        count = min(size, max(frames - done, 0) + 1)
         try:
             block = sound.read(count, dtype="float32", always_2d=True)  # (count, channels)
         except soundfile.LibsndfileError as error:
             reason = " ".join(error.error_string.removeprefix("Error : ").rstrip(".").split())
             raise AudioError(f"{name}: damaged or truncated ({reason})") from error
         done += len(block)
-        last = len(block) < count or (not beyond and done >= frames)
+        last = len(block) < count
         if last and frames < UNKNOWN_FRAMES:
             slack = 0
             if sound.format == "MP3":  # without a Xing header the length is an estimate

@@ -372,9 +372,13 @@ def info(
     for key, value in facts.items():
         add(key, value)
     console = Console(markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 100_000  # a line for each, as other programs search it
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = 100_000  # a line for each, as other programs search it
+    with console.capture() as lines:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in lines.get().splitlines()))
 
 
 class By(StrEnum):
@@ -418,9 +422,12 @@ def score_command(
 
     references = scoring.read_transcripts(reference, normalize)
     hypotheses = scoring.read_transcripts(hypothesis, normalize)
+    others = scoring.read_transcripts(second, normalize) if second else None
+    written = [output / name for name in scoring.OUTPUTS] if output else []
+    scoring.check_overwriting([*written, *([html] if html else [])], filter(None, (reference, hypothesis, second)))
     compared = references, hypotheses, (reference, hypothesis)
     result = scoring.write_scores(output, *compared) if output else scoring.score(*compared)
-    other = second and scoring.score(references, scoring.read_transcripts(second, normalize), (reference, second))
+    other = scoring.score(references, others, (reference, second)) if others is not None else None
     comparison = other and scoring.paired_bootstrap(result, other)
     groups = {By.speaker: scoring.by_speaker, By.length: scoring.by_length}[by](result) if by else []
     frequent = scoring.confusions(result, top)

@@ -38,7 +38,7 @@ def blocks(sample_rate: int, device: int | str | None = None) -> Iterator[Sample
         signal.signal(signal.SIGINT, on_interrupt)
         heard.put(None)
 
-    handles = threading.current_thread() is threading.main_thread()
+    handles = threading.current_thread() is threading.main_thread() and on_interrupt is not signal.SIG_IGN
     if handles:
         signal.signal(signal.SIGINT, stop)
     try:

@@ -600,6 +600,14 @@ def _article(utterance: UtteranceScore) -> str:
     return f"<article><small>{head}</small><br>{' '.join(marked)}</article>"
 
 
+def check_overwriting(written: Iterable[Path], read: Iterable[Path]) -> None:
+    """ScoringError where a file that is to be written is one that is scored."""
+    there = [path for path in read if os.path.exists(path)]
+    for path in written:
+        if os.path.exists(path) and any(os.path.samefile(path, other) for other in there):
+            raise ScoringError(f"{path}: is what is scored, and would be overwritten; choose another place to write to")
+
+
 def write_scores(
     output_dir: str | os.PathLike[str],
     references: Mapping[str, str],
@@ -619,10 +627,8 @@ def write_scores(
         if not re.fullmatch(r"[^\s()]+", utterance.id):
             raise ScoringError(f"utterance id {utterance.id!r} has white space or parentheses, or is empty")
     output_dir = Path(output_dir)
-    read = [name for name in names or () if isinstance(name, str | os.PathLike) and os.path.exists(name)]
-    for path in (output_dir / name for name in OUTPUTS):
-        if path.exists() and any(path.samefile(given) for given in read):
-            raise ScoringError(f"{path}: is what is scored, and would be overwritten; choose another output folder")
+    read = [Path(name) for name in names or () if isinstance(name, str | os.PathLike)]
+    check_overwriting([output_dir / name for name in OUTPUTS], read)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -55,7 +55,7 @@ def normalize_text(text: str) -> str:
     text = text.upper()
     text = re.sub(r"(?<![A-Z])(?:[A-Z]\.)+[A-Z](?![A-Z])", lambda m: m.group().replace(".", ""), text)  # U.S.A., E.G.
     # A quotation also ends where the apostrophe follows its last full stop or comma: 'Yes,' he said.
-    text = re.sub(r"(?<=[A-Z])[.,;:!?\"-]+'(?![A-Z])", CLOSING + " ", text.replace(CLOSING, " "))
+    text = re.sub(r"(?<=[A-Z]) *[.,;:!?\"-]+'(?![A-Z])", CLOSING + " ", text.replace(CLOSING, " "))
     text = re.sub(f"[^A-Z'{CLOSING} ]+", " ", text)
     text = re.sub(r"(?<=[A-Z])'{2,}(?=[A-Z])", "'", text)
     text = re.sub(r"'{2,}|(?<![A-Z])'(?![A-Z])", " ", text)
@@ -74,12 +74,13 @@ def _drop_quotes(words: list[str]) -> None:
     def opens(word: str) -> bool:
         return word[0] == "'" and word.strip("'" + CLOSING) not in _CLIPPED
 
+    after = 0  # the quotation before
     for i, word in enumerate(words):
-        if not opens(word):
+        if i < after or not opens(word):
             continue
         closing = None
         for j in range(i, len(words)):
-            if j > i and opens(words[j]):
+            if j > i and opens(words[j]) and words[j][-1] != CLOSING:  # 'I saw 'er,' he said
                 break
             if words[j][-1] == CLOSING:
                 closing = j
@@ -93,6 +94,7 @@ def _drop_quotes(words: list[str]) -> None:
         if closing is not None:
             words[i] = words[i][1:]
             words[closing] = words[closing][:-1]
+            after = closing + 1
 
 
 def _spell_money(match: re.Match[str]) -> str:

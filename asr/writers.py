@@ -437,13 +437,14 @@ def in_place_of(path: Path) -> Iterator[Path]:
     """
     if not path.name:
         raise AsrError(f"{path}: cannot be written (a folder); name a file")
-    target = Path(os.path.realpath(path))  # a link stays one
-    if target.exists() and not (target.is_file() or target.is_dir()):  # a pipe or a device cannot be replaced
+    # A pipe or a device cannot be replaced, nor what the shell has opened.
+    if path.is_relative_to("/dev") or (os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))):
         try:
-            yield target
+            yield path
         except OSError as error:
             raise AsrError(f"{path}: cannot be written ({error.strerror or error})") from error
         return
+    target = Path(os.path.realpath(path))  # a link stays one
     name = target.name + ".partial"
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = f"{zlib.crc32(os.fsencode(target.name)):08x}.partial"

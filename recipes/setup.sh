@@ -37,10 +37,10 @@ setup_venv() {
     fi
 }
 
-# `is_number HOURS`: says so where it is none.
+# `is_number HOURS`: says so where it is none above 0.
 is_number() {
-    [[ $1 =~ ^[0-9]+(\.[0-9]+)?$ ]] && return
-    echo "error: hours=$1: give a number of hours, such as hours=40" >&2
+    [[ $1 =~ ^[0-9]+(\.[0-9]+)?$ && $1 =~ [1-9] ]] && return
+    echo "error: hours=$1: give a number of hours above 0, such as hours=40" >&2
     return 2
 }
 

@@ -405,6 +405,24 @@ def test_wav_with_more_sound_than_its_header_tells(tone):
     assert reason_of(data + data) == f"audio bytes: {JOINED}"
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        b"TAG" + b"a title".ljust(125, b"\0"),
+        b"APETAGEX" + bytes(200),
+        b"ID3\x03" + bytes(2000),
+        b"id3 " + struct.pack("<I", 200_000) + b"\xff" * 100_000,  # cut short
+        b"LIST" + struct.pack(">I", 200) + b"\xff" * 200,
+    ],
+)
+@pytest.mark.parametrize("odd", [0, 1])
+def test_what_follows_the_sound_of_a_wav_is_no_sound(after, odd):
+    data = encode(chirp(1.0)[: RATE - odd], subtype="PCM_24")
+    end = data.index(b"data") + 8 + 3 * (RATE - odd)  # an odd length, whose padding is often forgotten
+    for padding in (b"", b"\0")[: 1 + odd]:
+        assert len(audio.load(data[:end] + padding + after)) == RATE - odd
+
+
 def test_wav_of_more_than_4_gb(tmp_path):
     head = with_wav_sizes(encode(np.zeros(9)), 0xFFFFFFFF, 0xFFFFFFFF)[:44]
     path = tmp_path / "long.wav"
@@ -417,12 +435,18 @@ def test_wav_of_more_than_4_gb(tmp_path):
         audio.duration(path)
 
 
+def ape_tag(size, flags):
+    """The header or footer of an APE tag (version 2) that takes so many bytes, its header not among them."""
+    return b"APETAGEX" + struct.pack("<IIII", 2000, size, 1, flags) + bytes(8)
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
         (b"", b"TAG" + bytes(125)),
-        (b"", b"APETAGEX" + bytes(24) + bytes(300) + b"APETAGEX" + bytes(24)),
-        (b"", b"APETAGEX" + bytes(24) + b"TAG" + bytes(125)),
+        (b"", bytes(300) + ape_tag(332, 0)),
+        (b"", ape_tag(332, 5 << 29) + bytes(300) + ape_tag(332, 1 << 31)),  # with a header
+        (b"", bytes(300) + ape_tag(332, 0) + b"TAG" + bytes(125)),
         (b"ID3\x03\0\0\0\0\x01\0" + b"\xff\xfb\x90\0" * 32, b""),  # that looks like frames of an MP3
         (b"ID3\x03\0\0\0\0\x01\0" + bytes(128), b"TAG" + bytes(125)),
     ],
@@ -433,6 +457,7 @@ def test_flac_with_tags(tone, before, after):
         blocks = list(audio.stream(before + data + after, block_seconds=size))
         np.testing.assert_allclose(np.concatenate(blocks), tone, atol=1e-4)
     assert "truncated" in reason_of(before + data[: len(data) // 2] + after)
+    assert "damaged" in reason_of(before + data + data + after)
 
 
 def test_sphere_cut_short(tmp_path):
@@ -598,8 +623,10 @@ def test_links_in_folders_are_followed(tmp_path):
     (folder / "sub/day").symlink_to(tmp_path / "day")
     (folder / "sub/round").symlink_to(folder)
     (folder / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
-    assert audio.audio_below(folder) == [folder / "a.wav", folder / "gone.wav", folder / "sub/day/b.flac"]
-    assert audio.audio_below(folder, recursive=False) == [folder / "a.wav", folder / "gone.wav"]
+    (folder / "long.wav").symlink_to("x" * 300)
+    here = [folder / name for name in ("a.wav", "gone.wav", "long.wav")]
+    assert audio.audio_below(folder) == [*here, folder / "sub/day/b.flac"]
+    assert audio.audio_below(folder, recursive=False) == here
 
 
 def test_import_is_light():

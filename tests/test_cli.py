@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from asr import cli
 from asr.errors import AsrError
+from asr.microphone import blocks
 from asr.model.word_lm import estimate, save_word_lm
 from asr.scoring import read_transcripts
 from asr.segmenter import Segmenter
@@ -445,6 +446,39 @@ def test_ctrl_c_while_listening_leaves_nothing_unwritten(run, microphone, monkey
     monkeypatch.setattr(Segmenter, "feed", interrupted)
     assert run("listen") == (0, whole, "")
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_ctrl_c_that_is_ignored_is_ignored(microphone):
+    """As it is of a program that a script has put into the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        heard = blocks(16000)
+        next(heard)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        heard.close()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_what_is_scored_is_read_before_anything_is_written(run, tmp_path):
+    for name, text in (("ref.trn", "HELLO (u1)"), ("new.trn", "HELLO (u1)"), ("out/hyp.trn", "BYE MOON (u1)")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    ref, new, old = (tmp_path / name for name in ("ref.trn", "new.trn", "out/hyp.trn"))
+    for options in ((new, old, "--output", tmp_path / "out"), (new, "--html", ref), (new, old, "--html", old)):
+        code, _, err = run("score", ref, *options)
+        assert code == 2
+        assert "is what is scored, and would be overwritten; choose another place to write to" in err
+    assert ref.read_text() == "HELLO (u1)\n"
+    assert old.read_text() == "BYE MOON (u1)\n"
+    assert run("score", ref, new, old, "--output", tmp_path / "there")[0] == 0
+
+
+def test_info_in_a_pipe_is_a_line_a_fact(run):
+    lines = run("info")[1].splitlines()
+    assert len(lines) == len({line.split("  ")[0] for line in lines}) > 10
+    assert not any(line != line.rstrip() for line in lines)
 
 
 def test_listen_without_its_extra(run, monkeypatch):

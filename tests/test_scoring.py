@@ -433,7 +433,9 @@ def test_what_is_scored_is_not_overwritten(tmp_path):
         (tmp_path / name).write_text("Hello, the Cat! (u1)\n")
     names = (tmp_path / "ref.trn", tmp_path / "../" / tmp_path.name / "hyp.trn")
     for given in (names, (tmp_path / "other.txt", names[1])):
-        with pytest.raises(ScoringError, match=r"\.trn: is what is scored, and would be overwritten; choose another"):
+        with pytest.raises(
+            ScoringError, match=r"\.trn: is what is scored, and would be overwritten; choose another place"
+        ):
             write_scores(tmp_path, {"u1": "HELLO"}, {"u1": "HELLO"}, given)
     assert (tmp_path / "ref.trn").read_text() == "Hello, the Cat! (u1)\n"
 

@@ -112,6 +112,8 @@ def test_periods(text, expected):
         ("He said 'She cried \"Stop!\"'", "HE SAID SHE CRIED STOP"),
         ("the dogs', and,'tis", "THE DOGS' AND 'TIS"),
         ("rock-'n'-roll, runnin', goin'!", "ROCK 'N' ROLL RUNNIN' GOIN'"),
+        ("'I saw 'er,' he said. 'Come 'ere!' he cried.", "I SAW 'ER HE SAID COME 'ERE HE CRIED"),
+        ("'It is 5,' he said, 'or 5 %.'", "IT IS FIVE HE SAID OR FIVE PERCENT"),
     ],
 )
 def test_apostrophes(text, expected):

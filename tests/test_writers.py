@@ -221,6 +221,12 @@ def test_a_link_stays_one_and_a_pipe_is_written_to(tmp_path):
         with write_atomically(tmp_path / "pipe") as file:
             file.write("through")
         assert reader.communicate(timeout=20)[0] == "through"
+    descriptor, end = os.pipe()
+    with write_atomically(f"/dev/fd/{end}") as file:
+        file.write("through")
+    os.close(end)
+    with open(descriptor) as pipe:
+        assert pipe.read() == "through"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "pipe", "there"]
 
 
@@ -229,6 +235,8 @@ def test_a_name_as_long_as_can_be(tmp_path):
     with write_atomically(path) as file:
         file.write("x")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(AsrError, match=r"cannot be written \(File name too long\)"):
+        write_file(Transcript("a", 1.0, ""), tmp_path / ("n" * 300 + ".txt"))
 
 
 # --- subtitles ---

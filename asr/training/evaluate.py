@@ -27,7 +27,7 @@ from asr.training.settings import check_batch_seconds, use_threads
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import make_writable, write_atomically
 
-__all__ = ["batches", "decode", "pick_evenly"]
+__all__ = ["batches", "check_audio", "decode", "pick_evenly"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,18 @@ def pick_evenly(cuts: Sequence[MonoCut], count: int) -> Sequence[MonoCut]:
         return cuts
     step = len(cuts) / count
     return [cuts[int((i + 0.5) * step)] for i in range(count)]
+
+
+def check_audio(cuts: Sequence[MonoCut]) -> None:
+    """Read all of it, an hour in two seconds, so that what is missing or damaged shows before hours of search.
+
+    Raises:
+        CorpusError: a recording is not there, or damaged.
+    """
+    for cut in cuts:
+        if not Path(path := audio_path(cut)).is_file():
+            raise CorpusError(f"{path}: not there; put it back, or run prepare.py again")
+        load_samples(cut, cut.sampling_rate)
 
 
 def batches(
@@ -54,10 +66,6 @@ def batches(
         CorpusError: a recording is not there, or damaged.
     """
     rate = bundle.frontend.config.sample_rate
-    for cut in cuts:  # one that is missing or damaged shows before hours of search, not after; an hour is read in 2 s
-        if not Path(path := audio_path(cut)).is_file():
-            raise CorpusError(f"{path}: not there; put it back, or run prepare.py again")
-        load_samples(cut, rate)
     start = 0
     while start < len(cuts):
         end = start + 1
@@ -103,6 +111,7 @@ def decode(settings: Mapping[str, Any]) -> Score:
         raise CorpusError(f"{settings['corpus']['manifests']}: no utterances to decode")
     output = Path(settings["output"]).resolve()
     make_writable(output, "output")
+    check_audio(cuts)
     nbest: dict[str, list[dict[str, Any]]] = {}
     processor, wall = time.process_time(), time.perf_counter()
     lower = f"batch_seconds (now {settings['batch_seconds']:g}) or decoding.beam (now {decoding.beam})"

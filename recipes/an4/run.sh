@@ -36,15 +36,15 @@ python recipes/an4/train.py corpus.manifests=data/an4 output="$output" ${train[@
 if [[ ! -d $corpora/an4-train && ! -d $corpora/LibriSpeech/an4-train ]]; then # made of the official archive
     corpora=data/an4/audio
 fi
-python recipes/synthetic/splice.py root="$corpora" model_dir="$output/model" output=data/spliced_an4
-more=(corpus.spliced=data/spliced_an4)
+python recipes/synthetic/splice.py root="$corpora" model_dir="$output/model" output="$output/copies"
+more=("corpus.spliced=$output/copies")
 word_bonus=0
 copies=()
 all_copies=()
 if [ -n "$noises" ]; then
     python recipes/synthetic/augment.py root="$corpora" subset=an4-train noises="$noises" telephone=0 mp3=0.05 \
-        "snr=[8,30]" output=data/augmented_an4
-    more+=(corpus.augmented=data/augmented_an4)
+        "snr=[8,30]" output="$output/copies"
+    more+=("corpus.augmented=$output/copies")
     word_bonus=1
     copies=("corpus.train=[an4-train,an4-train-augmented,an4-train-spliced]"
         "corpus.unperturbed=[an4-train-augmented]" +corpus.shares.an4-train-augmented=0.6)

@@ -41,7 +41,7 @@ from asr.decoding.beam_search import DecodingConfig, beam_search
 from asr.errors import ConfigError, CorpusError
 from asr.model.language_model import SETTINGS, WEIGHTS
 from asr.scoring import score
-from asr.training.evaluate import batches, pick_evenly
+from asr.training.evaluate import batches, check_audio, pick_evenly
 from asr.training.settings import check_batch_seconds, check_count, use_threads
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import make_writable, write_atomically
@@ -96,6 +96,7 @@ def encoded(settings: Mapping[str, Any], bundle: Bundle, folder: Path) -> tuple[
     path = folder / f"states-{key}.safetensors"
     if path.is_file() and (kept := _read_states(path)):
         return key, kept
+    check_audio(cuts)
     recogniser, found = Transcriber(bundle, DecodingConfig(**heard)), []
     with Progress(transient=True) as progress:
         task = progress.add_task("encoding", total=sum(c.duration for c in cuts))

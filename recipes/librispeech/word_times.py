@@ -52,7 +52,7 @@ from asr.decoding.beam_search import DecodingConfig
 from asr.errors import ConfigError, CorpusError
 from asr.plots import save_figure
 from asr.scoring import score
-from asr.training.evaluate import batches
+from asr.training.evaluate import batches, check_audio
 from asr.training.settings import check_batch_seconds, use_threads
 from asr.transcriber import Transcriber, confidence_key, find_model, pick_device, word_settings
 from asr.writers import make_writable, write_atomically
@@ -144,6 +144,7 @@ def collect(settings: Mapping[str, Any], recogniser: Transcriber) -> list[Uttera
     cuts = sorted(load_cuts(settings["corpus"]["manifests"], settings["corpus"]["decode"]), key=lambda c: c.duration)
     if not any(cut.id in tiers for cut in cuts):
         raise ConfigError(f"alignments={settings['alignments']}: none has the name of an utterance to decode")
+    check_audio(cuts)
     spotted: dict[str, list[SpottedWord]] = {}
     with Progress(transient=True) as progress:
         task = progress.add_task("aligning", total=sum(c.duration for c in cuts))

@@ -32,7 +32,7 @@ from asr.corpus.dataset import cut_text, load_cuts
 from asr.decoding.beam_search import DecodingConfig
 from asr.errors import ConfigError, CorpusError
 from asr.scoring import bootstrap_interval, score
-from asr.training.evaluate import batches, pick_evenly
+from asr.training.evaluate import batches, check_audio, pick_evenly
 from asr.training.settings import check_batch_seconds, check_count, use_threads
 from asr.transcriber import Transcriber, find_model, pick_device
 from asr.writers import make_writable, write_atomically
@@ -69,6 +69,7 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     noises = find_recordings(settings["noises"]) if settings["noises"] else []
     if needing := [name for name, config in changes.items() if config.noise and not noises]:
         raise ConfigError(f"changes.{needing[0]} needs noises=FOLDER; or take it out: ~changes.{needing[0]}")
+    check_audio(cuts)
     references = {cut.id: cut_text(cut) for cut in cuts}
     results: dict[str, Any] = {}
     with Progress(transient=True) as progress:

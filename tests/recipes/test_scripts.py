@@ -82,8 +82,9 @@ def test_settings_of_preparation_go_to_prepare_py(tmp_path):
     [
         ("librispeech", ["experiment=small", "noises=x"], "leave that or these out"),
         ("librispeech", ["hours=3"], "hours= are of speech that synthetic voices read; add text="),
-        ("librispeech", ["text=[a]", "hours=abc"], "hours=abc: give a number of hours"),
+        ("librispeech", ["text=[a]", "hours=abc"], "hours=abc: give a number of hours above 0"),
         ("synthetic", ["text=[a]", "hours=-1"], "hours=-1: give a number of hours"),
+        ("librispeech", ["text=[a]", "hours=0.0"], "hours=0.0: give a number of hours"),
     ],
 )
 def test_options_that_cannot_work_end_before_anything_begins(tmp_path, name, options, message):

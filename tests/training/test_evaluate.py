@@ -15,7 +15,7 @@ from asr.corpus.augment import AugmentConfig, augment_utterance
 from asr.corpus.dataset import load_cuts
 from asr.decoding.beam_search import PRESETS
 from asr.errors import ConfigError, CorpusError
-from asr.training.evaluate import batches, decode, pick_evenly
+from asr.training.evaluate import batches, check_audio, decode, pick_evenly
 from asr.transcriber import Transcriber
 
 
@@ -49,10 +49,12 @@ def test_audio_that_is_not_there_or_damaged_is_named(toy_corpus, toy_bundle, tmp
     bundle, source = load_bundle(toy_bundle), cuts[-1].recording.sources[0]
     whole, source.source = source.source, str(tmp_path / "x.flac")
     with pytest.raises(CorpusError, match=r"x.flac: not there; put it back, or run prepare.py again"):
-        next(batches(cuts, bundle, 4.0))  # before any other is searched
+        check_audio(cuts)
     (tmp_path / "x.flac").write_bytes(Path(whole).read_bytes()[:100])
     with pytest.raises(CorpusError, match=r"x.flac: cannot be read \(.*\); run prepare.py again"):
-        next(batches(cuts, bundle, 4.0))
+        check_audio(cuts)
+    with pytest.raises(CorpusError, match=r"x.flac: cannot be read"):
+        list(batches(cuts, bundle, 4.0))
 
 
 def test_each_speaker_is_a_voice(toy_corpus, toy_bundle, tmp_path, monkeypatch):
