@@ -65,6 +65,26 @@ def test_the_same_seed_gives_the_same_order_and_any_seed_the_same_split(tmp_path
     assert set(read_back(tmp_path / "a", "held_out")) <= set(read_back(tmp_path / "d", "held_out"))
 
 
+def test_a_seed_that_cannot_be_leaves_what_is_there(tmp_path):
+    source = write(tmp_path / "text.txt", sentences(300))
+    prepare_text([source], tmp_path / "out", held_out=0.1)
+    for seed in (-1, "a"):
+        with pytest.raises(ConfigError, match="seed"):
+            prepare_text([source], tmp_path / "out", held_out=0.1, seed=seed)
+    assert read_back(tmp_path / "out", "train")
+
+
+def test_utf_16_is_named(tmp_path):
+    (tmp_path / "text.txt").write_text("THE CAT SAT\n" * 9, encoding="utf-16")
+    with pytest.raises(CorpusError, match=r"text.txt: is no UTF-8 text, perhaps UTF-16; save it as UTF-8"):
+        prepare_text([tmp_path / "text.txt"], tmp_path / "out")
+
+
+def test_ids_of_transcripts_may_be_followed_by_a_tab(tmp_path):
+    write(tmp_path / "1-2.trans.txt", ["1-2-0\tTHE CAT SAT", "1-2-1 ON  THE MAT", "1-2-2"])
+    assert list(read_sentences(tmp_path)) == ["THE CAT SAT", "ON  THE MAT", ""]
+
+
 def test_what_is_dropped_is_counted_by_reason(tmp_path):
     long = " ".join(NUMBERS)
     source = tmp_path / "text.txt"

@@ -8,6 +8,7 @@ converted to FLAC once, and `an4-train`, `an4-test` folders laid out like LibriS
 import hashlib
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ import numpy as np
 import soundfile
 from rich.progress import MofNCompleteColumn
 
+from asr.config import check_kinds
 from asr.corpus.chapters import COPY
 from asr.corpus.librispeech import (
     Dropped,
@@ -61,6 +63,7 @@ def prepare(
         speakers of an4-dev, an4-dev-augmented, which nothing measured on an4-dev may be trained on
     spliced: what `asr.training.splice` wrote of an4-train; likewise an4-train-spliced and an4-dev-spliced
     """
+    check_kinds({"corpus.dev_utterances": dev_utterances}, {"corpus.dev_utterances": int})
     if dev_utterances < 0:
         raise ConfigError(f"corpus.dev_utterances is {dev_utterances}; it must be 0 or more")
     root = Path(os.path.abspath(Path(root).expanduser()))
@@ -84,11 +87,11 @@ def prepare(
     if dev_utterances:
         train, dev = hold_out(train, dev_utterances)
         scans = [train, dev, test]
+    check_speakers(scans)
     held_out = {f"{COPY}{speaker}" for speaker in dev.speakers} if dev_utterances else set()
     for kind, folder in (("augmented", augmented), ("spliced", spliced)):
         if folder is not None:
             scans += _split(scan(folder, f"an4-train-{kind}", check), f"an4-dev-{kind}", held_out)
-    check_speakers(scans)
     scans = drop_repeated(scans)
     # Of an earlier run: their utterances may stand on the other side of the split now.
     copies = {f"an4-{part}-{kind}" for part in ("train", "dev") for kind in ("augmented", "spliced")}
@@ -234,7 +237,8 @@ def convert(official: Path, part: str, folder: Path) -> list[Dropped]:
                     dropped.append(Dropped(identity, "audio is missing", etc))
                     continue
                 target = folder / speaker / "0" / f"{identity}.flac"
-                if not (target.is_file() and target.stat().st_mtime >= source.stat().st_mtime):
+                made_at = source.stat().st_mtime_ns  # what replaces it may be older: tar restores times
+                if not (target.is_file() and target.stat().st_mtime_ns == made_at):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     samples = _read(source)
                     if isinstance(samples, str):
@@ -243,8 +247,12 @@ def convert(official: Path, part: str, folder: Path) -> list[Dropped]:
                         continue
                     temporary = target.with_name(f".{target.name}.tmp")
                     soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+                    os.utime(temporary, ns=(made_at, made_at))
                     os.replace(temporary, target)
                 transcripts.setdefault(speaker, []).append(f"{identity} {text}".rstrip())
+        for stale in folder.iterdir() if folder.is_dir() else ():
+            if stale.is_dir() and stale.name not in transcripts:
+                shutil.rmtree(stale)
         for speaker, lines in transcripts.items():
             path = folder / speaker / "0" / f"{speaker}-0.trans.txt"
             temporary = path.with_name(f".{path.name}.tmp")

@@ -72,6 +72,8 @@ class AugmentConfig:
         )
         if not (self.width[0] > 1 and self.height[0] > 1 and self.absorption[0] > 0 and self.absorption[1] <= 1):
             raise ValueError("width and height must be above 1 m, absorption above 0 and at most 1")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more; got {self.seed}")
 
 
 def augment(samples: Samples, noises: Sequence[Path], config: AugmentConfig, rng: np.random.Generator) -> Samples:
@@ -196,6 +198,8 @@ def augment_subset(
     """
     config = config or AugmentConfig()
     check_kinds({"processes": processes}, {"processes": int})
+    if processes < 1:
+        raise ConfigError(f"processes must be 1 or more; got {processes}")
     if is_evaluation(subset):
         raise ConfigError(f"{subset} is an evaluation set; augment training sets")
     utterances = scan(root, subset).utterances  # without the damaged ones, as prepare.py takes them

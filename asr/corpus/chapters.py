@@ -10,6 +10,7 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,14 +19,13 @@ import soundfile
 from numpy.typing import NDArray
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
-from asr.corpus.librispeech import progress_bar
+from asr.corpus.librispeech import COPY, progress_bar
 from asr.errors import ConfigError
 from asr.writers import write_atomically
 
 __all__ = ["COPY", "SAMPLE_RATE", "Range", "Samples", "check_ranges", "claim_folder", "write_chapter", "write_chapters"]
 
 SAMPLE_RATE = 16000  # Hz
-COPY = "A"  # begins the name of a speaker of changed copies
 BYTES_PER_SECOND = 25e3  # of FLAC, more than was seen
 
 Samples = NDArray[np.float32]
@@ -90,6 +90,10 @@ def write_chapters(
             try:
                 for _ in pool.map(_work, jobs):
                     progress.advance(task)
+            except BrokenProcessPool as error:
+                raise ConfigError(
+                    f"{folder}: a process was ended from outside, perhaps for lack of memory; lower processes and go on"
+                ) from error
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise

@@ -37,6 +37,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from asr.config import as_list
 from asr.errors import ConfigError, CorpusError
 from asr.tokenizer import normalize_text
 
@@ -59,6 +60,8 @@ __all__ = [
     "write_manifests",
     "write_summary",
 ]
+
+COPY = "A"  # begins the name of a speaker of changed copies
 
 OPENSLR = "https://www.openslr.org/resources"
 SUBSET_URLS = {
@@ -378,7 +381,7 @@ def is_evaluation(subset: str, eval_subsets: Iterable[str] | None = None) -> boo
 
 
 def check_speakers(scans: Sequence[SubsetScan], eval_subsets: Iterable[str] | None = None) -> None:
-    """Raise CorpusError where a speaker stands in both a training and an evaluation subset."""
+    """Raise CorpusError where a speaker, or copies of one, stand in both a training and an evaluation subset."""
     if eval_subsets is not None:
         eval_subsets = list(eval_subsets)
         if unknown := sorted(set(eval_subsets) - {scan.name for scan in scans}):
@@ -388,6 +391,7 @@ def check_speakers(scans: Sequence[SubsetScan], eval_subsets: Iterable[str] | No
         if not is_evaluation(scan.name, eval_subsets):
             for speaker in scan.speakers:
                 training.setdefault(speaker, scan.name)
+                training.setdefault(speaker.lstrip(COPY), scan.name)
     shared = [
         (speaker, training[speaker], scan.name)
         for scan in scans
@@ -587,7 +591,7 @@ def prepare(
     output: str | Path,
     *,
     check: str = "full",
-    eval_subsets: Sequence[str] | None = None,
+    eval_subsets: Sequence[str] | str | None = None,
     fetch_missing: bool = False,
     base_url: str | None = None,
     keep_archives: bool = False,
@@ -599,6 +603,9 @@ def prepare(
     fetch_missing: download subsets that are not there
     Nothing is written unless every check passed.
     """
+    if not isinstance(root, str | os.PathLike):
+        raise ConfigError(f"corpus.root should be the folder that holds LibriSpeech/, not {root!r}")
+    eval_subsets = None if eval_subsets is None else as_list(eval_subsets)
     if subsets is None:
         if fetch_missing:
             raise ConfigError("corpus.download=true needs names in corpus.subsets, e.g. [train-clean-5,dev-clean-2]")

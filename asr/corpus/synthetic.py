@@ -7,6 +7,7 @@ be made by any number of processes, goes on where it stopped, and grows when mor
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import shutil
@@ -40,6 +41,8 @@ __all__ = [
     "make_voice",
     "synthesize",
 ]
+
+log = logging.getLogger(__name__)
 
 SENTENCES_PER_MINUTE = 20  # set apart for a chapter; a minute of prose has about 10
 _PAUSE_BEFORE = re.compile(r" (?=(?:and|but|for|which|who|when|while|because|though|if|as|or|so|then|yet) )")
@@ -99,6 +102,8 @@ class SyntheticConfig:
             raise ValueError(f"prefix must be capital letters without A; got {self.prefix!r}")
         if self.speakers < 1:
             raise ValueError(f"speakers must be 1 or more; got {self.speakers}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more; got {self.seed}")
         if self.chapter_minutes <= 0:
             raise ValueError(f"chapter_minutes must be above 0; got {self.chapter_minutes}")
         if not 0 < self.min_seconds < self.max_seconds:
@@ -281,6 +286,10 @@ def synthesize(
     missing = [chapter for chapter in range(count) if not reader.transcript(chapter).is_file()]
     seconds = len(missing) * config.chapter_minutes * 60
     write_chapters("read chapters aloud", folder, missing, count - len(missing), seconds, reader.read, processes)
+    files = (file for chapter in range(count) for file in reader.transcript(chapter).parent.glob("*.flac"))
+    spoken = sum(soundfile.info(file).duration for file in files) / 3600
+    if spoken < 0.9 * hours:
+        log.warning("%s: only %.2f of %g hours, for the sentences are short; raise hours", folder, spoken, hours)
     return folder
 
 

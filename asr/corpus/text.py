@@ -70,6 +70,8 @@ def read_sentences(path: str | Path) -> Iterator[str]:
         try:
             with _open(file) as lines:
                 for raw in lines:
+                    if b"\0" in raw:
+                        raise CorpusError(f"{file}: is no UTF-8 text, perhaps UTF-16; save it as UTF-8")
                     yield _said(name, raw.decode("utf-8", errors="replace").strip())
         except (ValueError, KeyError, TypeError) as error:
             raise CorpusError(f"{file}: a line is no JSON with a text; name a supervisions_*.jsonl.gz") from error
@@ -81,7 +83,7 @@ def read_sentences(path: str | Path) -> Iterator[str]:
 def _said(name: str, line: str) -> str:
     """A line of a file of that name, without what names the utterance."""
     if name.endswith(".trans.txt"):
-        return line.partition(" ")[2]
+        return "".join(line.split(maxsplit=1)[1:])
     if name.endswith(".trn"):
         return _TRN_ID.sub("", line)
     if name.endswith(".jsonl"):
@@ -182,6 +184,9 @@ def prepare_text(
         raise ConfigError(f"held_out must be a share of the sentences, {1 / _SHARES} or more and below 1")
     if ngram < 1:
         raise ConfigError(f"ngram must be 1 or more words; got {ngram}")
+    check_kinds({"seed": seed}, {"seed": int})
+    if seed < 0:
+        raise ConfigError(f"seed must be 0 or more; got {seed}")
     tokenizer = tokenizer or CharTokenizer()
     ngrams: set[str] = set()
     for path in overlap_with:
@@ -224,11 +229,10 @@ def prepare_text(
             raise CorpusError(f"{', '.join(map(str, texts))}: no sentence is left for {part} ({summary.read} read)")
         summary.sentences[part] = len(text.lengths)
         summary.characters[part] = len(text.ids) - 2 * len(text.lengths)
-    output = Path(output)
+    output, rng = Path(output), np.random.default_rng(seed)
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / "text.json").unlink(missing_ok=True)  # until all is there, nothing is
-        rng = np.random.default_rng(seed)
         for part, text in parts.items():
             text.write(output / f"{part}.ids", rng.permutation(len(text.lengths)))
     except OSError as error:

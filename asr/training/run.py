@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from asr.bundle import load_bundle, save_bundle
 from asr.config import as_list, from_mapping, to_mapping
+from asr.corpus.chapters import COPY
 from asr.corpus.dataset import (
     BatchLoader,
     FeatureCache,
@@ -134,7 +136,7 @@ class SpeechData(lightning.LightningDataModule):
             raise CorpusError(f"{c['manifests']}: no utterances in {', '.join(c['dev'])} to choose checkpoints by")
         if short := cuts[len(heard) :]:
             log.warning("dev WER is without %d that are too short to be heard: %s", len(short), short[0].id)
-        ids, speakers = ({name(cut) for cut in self.cuts} for name in (_id, _speaker))
+        ids, speakers = ({heard for cut in self.cuts for heard in _heard(name(cut))} for name in (_id, _speaker))
         if known := [cut.id for cut in heard if cut.id in ids]:
             log.warning("dev WER says little: %d utterances are trained on too, such as %s", len(known), known[0])
         elif known := sorted({str(s) for s in map(_speaker, heard) if s in speakers}):
@@ -221,6 +223,14 @@ class SpeechData(lightning.LightningDataModule):
 
 def _id(cut: MonoCut) -> str:
     return str(cut.id)
+
+
+def _heard(name: str | None) -> set[str | None]:
+    """Of an utterance or speaker, and of what it is a copy of: A1-2-3 of 1-2-3, A1-2-3-4 spliced of its words."""
+    if name is None or not name.startswith(COPY):
+        return {name}
+    original = name.lstrip(COPY)
+    return {name, original, re.sub(r"-\d+$", "", original)}
 
 
 def _speaker(cut: MonoCut) -> str | None:

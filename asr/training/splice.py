@@ -71,6 +71,8 @@ class SpliceConfig:
             raise ValueError(f"copies must be at least 1; got {self.copies}")
         if not 0 <= self.exchanged <= 1:
             raise ValueError(f"exchanged must be from 0 to 1; got {self.exchanged:g}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more; got {self.seed}")
         if self.run and self.run < 1:
             raise ValueError(f"run must be 0 or at least 1; got {self.run:g}")
 

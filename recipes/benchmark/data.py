@@ -95,8 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     options = parser.parse_args(arguments)
-    if options.epochs < 1 or options.steps < 0 or options.threads < 1:
-        parser.error("--epochs and --threads are at least 1, --steps at least 0")
+    if options.epochs < 1 or options.steps < 0 or options.threads < 1 or min(options.speeds) <= 0:
+        parser.error("--epochs and --threads are at least 1, --steps at least 0, --speeds above 0")
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")
     settings = preset(options.experiment)

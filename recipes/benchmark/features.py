@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from asr.frontend import LOG_FLOOR, LogMel
 
@@ -112,7 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
     frames = sum(len(u) // HOP + 1 for u in utterances)
     results = []
     known = extractors()
-    taken = measure({name: extract for name, (_, extract) in known.items()}, utterances, options.repeats)
+    with threadpool_limits(options.threads):  # NumPy's products, too, of which librosa's are
+        taken = measure({name: extract for name, (_, extract) in known.items()}, utterances, options.repeats)
     for name, (wall, processor) in taken.items():
         results.append(
             {

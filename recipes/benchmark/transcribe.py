@@ -55,14 +55,14 @@ def write_recording(cuts: list[Any], minutes: float, folder: Path, seed: int = 1
 
     Returns the utterances' paths in order (one that is said again stands there again), the text, and the seconds.
     """
-    from asr.corpus.dataset import cut_text
+    from asr.corpus.dataset import cut_text, load_samples
 
     rng = np.random.default_rng(seed)
     paths: list[Path] = []
     texts: list[str] = []
     with soundfile.SoundFile(folder / "recording.flac", "w", RATE, 1) as recording:
         for cut in cycle(cuts):
-            samples = cut.resample(RATE).load_audio()[0]
+            samples = load_samples(cut, RATE)
             path = folder / f"{cut.id}.flac"
             if not path.exists():
                 soundfile.write(path, samples, RATE)

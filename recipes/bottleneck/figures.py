@@ -64,7 +64,10 @@ def collect(folder: Path) -> Results:
     if not runs:
         raise CorpusError(f"{folder}: no finished run there; run recipes/bottleneck/train.py experiment=bottleneck -m")
     weights = sorted({r["ctc_weight"] for r in runs})
-    references = read_transcripts(next(folder.glob("*/test/ref.trn")))
+    transcripts = next(folder.glob("*/test/ref.trn"), None)
+    if transcripts is None:
+        raise CorpusError(f"{folder}: no run there has test/ref.trn; run train.py again")
+    references = read_transcripts(transcripts)
     return {
         "runs": len(runs),
         "processor_minutes": round(sum(r["processor_seconds"] for r in runs) / 60, 1),

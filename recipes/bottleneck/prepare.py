@@ -148,7 +148,9 @@ def prepare(corpus: WordCorpus, output: Path, say: Say | None = None) -> None:
     say = say or synthetic_voice()
     root = output / "audio"
     make_writable(root, "output")
-    done.unlink(missing_ok=True)  # no longer true from here on, also where this is interrupted
+    # No longer true from here on, also where this is interrupted: what is written, and what it says.
+    for stale in (done, *output.glob("*.jsonl.gz"), output / "summary.json"):
+        stale.unlink(missing_ok=True)
     for subset in corpus.subsets:
         shutil.rmtree(root / subset, ignore_errors=True)  # other settings' utterances, which would be scanned too
         write_subset(root, subset, corpus, say)

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -161,22 +162,52 @@ def test_hold_out_stops_at_the_first_speaker_that_is_enough():
 def test_negative_dev_utterances(official, tmp_path):
     with pytest.raises(ConfigError, match=r"corpus.dev_utterances is -1; it must be 0 or more"):
         an4.prepare(official, tmp_path / "out", dev_utterances=-1)
+    with pytest.raises(ConfigError, match=r"corpus.dev_utterances should be int, not 'abc'"):
+        an4.prepare(official, tmp_path / "out", dev_utterances="abc")
 
 
 def test_second_run_converts_only_what_changed(official, tmp_path):
     out = tmp_path / "out"
     an4.prepare(official, out, dev_utterances=1)
-    files = {path: path.stat().st_mtime_ns for path in out.rglob("*.flac")}
+    files = {path: path.stat().st_ctime_ns for path in out.rglob("*.flac")}
     manifests = {path: path.read_bytes() for path in out.glob("*.gz")}
     assert len(files) == 8
     an4.prepare(official, out, dev_utterances=1)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.flac")} == files
+    assert {path: path.stat().st_ctime_ns for path in out.rglob("*.flac")} == files
     assert {path: path.read_bytes() for path in out.glob("*.gz")} == manifests
     (gone,) = out.rglob("fcaw-0-an406-fcaw-b.flac")
     gone.unlink()
     an4.prepare(official, out, dev_utterances=1)
-    changed = [path for path in out.rglob("*.flac") if path.stat().st_mtime_ns != files[path]]
+    changed = [path for path in out.rglob("*.flac") if path.stat().st_ctime_ns != files[path]]
     assert changed == [gone]
+
+
+def test_what_was_mended_is_converted_again_though_it_is_older(tmp_path):
+    """As tar restores it."""
+    files = official_files("raw")
+    name = next(path for path in files if path.endswith(".raw"))
+    official, out = lay_out(tmp_path / "root", files | {name: files[name][:8000]}), tmp_path / "out"
+    an4.prepare(official, out, dev_utterances=1)
+    (broken,) = (path for path in out.rglob("*.flac") if path.name.endswith(f"{Path(name).stem}.flac"))
+    assert soundfile.info(broken).frames == 4000
+    (source,) = tmp_path.glob(f"root/**/{Path(name).name}")
+    source.write_bytes(files[name])
+    os.utime(source, (0, 0))
+    an4.prepare(official, out, dev_utterances=1)
+    assert soundfile.info(broken).frames == len(files[name]) // 2
+
+
+def test_nothing_stays_of_a_speaker_whose_audio_is_gone(official, tmp_path):
+    out = tmp_path / "out"
+    train, *_ = an4.prepare(official, out, dev_utterances=0)
+    speaker = min(train.speakers)
+    for path in list(official.rglob("*")):
+        if path.is_file() and path.parent.name == speaker:
+            path.unlink()
+    train, *_ = an4.prepare(official, out, dev_utterances=0)
+    assert speaker not in train.speakers
+    assert not {u.id for u in train.utterances} & {d.id for d in train.dropped}
+    assert train.dropped
 
 
 def test_librispeech_layout_is_used_as_it_is(tmp_path, chapter_writer):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from asr.corpus.augment import (
     reverberate,
     telephone,
 )
+from asr.corpus.chapters import write_chapters
 from asr.errors import ConfigError, CorpusError
 
 ROOT = Path(__file__).parents[2]
@@ -183,3 +185,18 @@ def test_noises_that_cannot_be_read_are_not_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "walk", walk)
     with pytest.raises(CorpusError, match=r"private: cannot be read \(Permission denied\)"):
         find_recordings(tmp_path)
+
+
+@pytest.mark.parametrize("processes", [0, 1.5, "two"])
+def test_processes_that_cannot_be(tmp_path, processes):
+    with pytest.raises(ConfigError, match="processes"):
+        augment_subset(tmp_path, "train-toy", tmp_path, processes=processes)
+
+
+def end(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_ended_from_outside_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="ended from outside, perhaps for lack of memory; lower processes and go on"):
+        write_chapters("x", tmp_path, [1, 2], 0, 1.0, end, processes=2)

@@ -271,6 +271,15 @@ def test_speaker_in_training_and_evaluation_stops_before_anything_is_written(cor
         prepare(corpus, ["train-toy"], tmp_path / "out", eval_subsets=["dev-tyo"])
 
 
+def test_copies_of_evaluation_speech_in_a_training_subset_stop(corpus, tmp_path, chapter_writer):
+    chapter_writer(corpus / "LibriSpeech/more-augmented", "A84/121", {"A84-121-0000": (2.0, "YES")})
+    with pytest.raises(CorpusError, match=r"speaker 84 is in both more-augmented \(training\) and dev-toy"):
+        prepare(corpus, ["train-toy", "more-augmented", "dev-toy"], tmp_path / "out", eval_subsets="dev-toy")
+    prepare(corpus, ["train-toy", "more-augmented"], tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"corpus.root should be the folder that holds LibriSpeech/, not None"):
+        prepare(None, ["train-toy"], tmp_path / "out")
+
+
 def test_same_speaker_in_two_training_subsets_is_fine(corpus, tmp_path, chapter_writer):
     chapter_writer(corpus / "LibriSpeech/train-extra", "19/5", {"19-5-0": (0.5, "A")})
     assert len(prepare(corpus, ["train-toy", "train-extra"], tmp_path / "out")) == 2

@@ -98,6 +98,16 @@ def test_a_folder_is_gone_on_with_and_grows(text, tmp_path):
     assert contents(read_aloud(text, tmp_path / "seed", config=replace(CONFIG, seed=2))) != expected
 
 
+def test_fewer_hours_than_asked_for_are_told(text, tmp_path, caplog):
+    folder = read_aloud(text, tmp_path)
+    seconds = sum(soundfile.info(path).duration for path in folder.rglob("*.flac"))
+    assert seconds < 0.9 * 0.0125 * 3600
+    assert f"only {seconds / 3600:.2f} of 0.0125 hours, for the sentences are short; raise hours" in caplog.text
+    caplog.clear()
+    read_aloud(text, tmp_path, hours=0.001)
+    assert not caplog.text
+
+
 def test_what_cannot_work_is_said_in_one_line(text, tmp_path, monkeypatch):
     def fails(error, match, *arguments, **options):
         with pytest.raises(error, match=match) as caught:
@@ -107,6 +117,9 @@ def test_what_cannot_work_is_said_in_one_line(text, tmp_path, monkeypatch):
     fails(CorpusError, "no prepared text there", tmp_path / "nowhere", tmp_path)
     fails(CorpusError, r"long enough for 0\.\d+ hours, not 1; add text or lower hours", text, tmp_path, hours=1)
     fails(ConfigError, "hours must be above 0", text, tmp_path, hours=0)
+    fails(ConfigError, "hours should be float, not 'abc'", text, tmp_path, hours="abc")
+    with pytest.raises(ValueError, match="seed must be 0 or more"):
+        replace(CONFIG, seed=-1)
     fails(CorpusError, "no sentence read aloud lasts from 7", text, tmp_path,
           config=replace(CONFIG, min_seconds=7.0, max_seconds=7.1))  # fmt: skip
     read_aloud(text, tmp_path / "a", hours=0.001)

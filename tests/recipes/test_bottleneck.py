@@ -120,6 +120,7 @@ def test_the_same_settings_are_not_said_again_and_others_are(corpus, tmp_path, c
     for seed in (2, small_corpus().seed):  # once begun, the others' audio is no longer whole
         with pytest.raises(AssertionError, match="synthesised again"):
             prepare(small_corpus(seed=seed), copy, silent)
+        assert not list(copy.glob("*.jsonl.gz"))  # nor do they say what is said
     shutil.copytree(corpus / "audio", copy / "audio", dirs_exist_ok=True)
     prepare(small_corpus(longest=1), copy, tone)
     said = load_cuts(copy, ["words-train", "words-dev", "words-test"])

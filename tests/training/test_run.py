@@ -174,7 +174,14 @@ def test_development_speech_that_is_trained_on_is_named(mixed, caplog):
 
     assert not warning(["dev-toy"])
     assert "24 utterances are trained on too, such as " in warning(["dev-toy", "train-toy"])
-    mixed["corpus"] |= {"train": ["train-toy"], "shares": None, "unperturbed": []}
+    corpus, manifests = mixed["corpus"], Path(mixed["corpus"]["manifests"])
+    copies = [cut.with_id(f"A{cut.id}-2") for cut in load_cuts(manifests, ["dev-toy"])]
+    for cut in copies:
+        cut.supervisions[0].speaker = f"A{cut.supervisions[0].speaker}"
+    CutSet.from_cuts(copies).to_file(manifests / "cuts_spliced.jsonl.gz")
+    mixed["corpus"] = corpus | {"train": [*corpus["train"], "spliced"]}
+    assert "utterances are trained on too, such as" in warning(["dev-toy"])
+    mixed["corpus"] = corpus | {"train": ["train-toy"], "shares": None, "unperturbed": []}
     assert "dev WER is of voices that are trained on too: 1, 2" in warning(["more"])
 
 
