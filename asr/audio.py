@@ -39,6 +39,13 @@ READ_BYTES = 1 << 20
 MPEG1_KBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # bit rates of MP3, by index
 MPEG2_KBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
+# What is known to follow the sound in a WAV file.
+CHUNKS = frozenset(
+    (b"LIST", b"bext", b"iXML", b"_PMX", b"id3 ", b"ID3 ", b"cue ", b"fact", b"PEAK", b"smpl", b"inst", b"JUNK",
+     b"junk", b"PAD ", b"afsp", b"APET", b"RIFF")
+)  # fmt: skip
+TAGS = (b"ID3", b"TAG")
+
 # What libsndfile reads. A file that is named is read whatever its suffix; these are looked for in folders.
 SUFFIXES = frozenset(
     (".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".nist", ".oga", ".ogg", ".opus", ".rf64", ".snd",
@@ -297,11 +304,12 @@ def _checked_wav(file: Any, size: int, name: str, stack: ExitStack) -> Any:
         if available + SIZE_SLACK < length < STREAMED_SIZE:
             raise _truncated(name, available, length, "bytes")
         rest = available - length
-        if _chunk_at(file, offset + length) == b"RIFF":
-            raise _joined(name)
         unannounced = length == 0 and riff_size + 8 != size
-        # What another program put behind the sound, a chunk or a tag, begins with a name.
-        named = _chunk_at(file, offset + length) or _chunk_at(file, offset + length + length % 2)
+        # What another program put behind the sound, a chunk or a tag, begins with a name; some forget to pad.
+        names = [_chunk_at(file, offset + length + padding, size) for padding in range(1 + length % 2)]
+        if b"RIFF" in names:
+            raise _joined(name)
+        named = any(names)
         if rest > 0 and (unannounced or (not named and (rest > SIZE_SLACK or length >= STREAMED_SIZE))):
             if available > 0xFFFF_FFFF:
                 raise AudioError(f"{name}: over 4 GB, more than a WAV file can tell of; convert it to FLAC with ffmpeg")
@@ -310,11 +318,16 @@ def _checked_wav(file: Any, size: int, name: str, stack: ExitStack) -> Any:
     return file
 
 
-def _chunk_at(file: Any, offset: int) -> bytes:
-    """The name of what begins there, or nothing where that is none."""
+def _chunk_at(file: Any, offset: int, size: int) -> bytes:
+    """The name of the chunk or tag that begins there, or nothing where none does.
+
+    A name that is not known needs a length that fits: quiet sound of 8 bits is full of printable bytes.
+    """
     file.seek(offset)
-    tag: bytes = file.read(4)
-    return tag if len(tag) == 4 and (tag[:3] == b"ID3" or all(0x20 <= byte < 0x7F for byte in tag)) else b""
+    head: bytes = file.read(8)
+    tag = head[:4]
+    fits = len(head) == 8 and int.from_bytes(head[4:], "little") <= size - offset - 8
+    return tag if tag in CHUNKS or tag[:3] in TAGS or (fits and all(0x20 <= byte < 0x7F for byte in tag)) else b""
 
 
 def _with_bytes(file: Any, offset: int, data: bytes, stack: ExitStack) -> Any:
@@ -363,16 +376,22 @@ def _check_ogg_is_one(file: Any, name: str) -> None:
 
 
 def _tags_at_end(file: Any) -> int:
-    """Bytes that an ID3v1 and an APE tag take at the end of the file."""
+    """Bytes that ID3v1 and APE tags take at the end of the file."""
     file.seek(0, os.SEEK_END)
-    file.seek(max(0, file.tell() - 160))
-    end = file.read()
-    found = 128 if end[-128:-125] == b"TAG" else 0
-    footer = end[len(end) - found - 32 : len(end) - found]
-    if footer[:8] == b"APETAGEX":
-        length, _, flags = struct.unpack("<III", footer[12:24])
-        found += length + (32 if flags >> 31 else 0)  # its header
-    return found
+    size: int = file.tell()
+    found = 0
+    while True:
+        file.seek(max(0, size - found - 128))
+        end = file.read(min(128, size - found))
+        length = 0
+        if end[-128:-125] == b"TAG":
+            length = 128
+        elif end[-32:-24] == b"APETAGEX":
+            told, _, flags = struct.unpack("<III", end[-20:-8])
+            length = told + (32 if flags >> 31 else 0)  # its header
+        if not 0 < length < size - found:
+            return found
+        found += length
 
 
 def _checked_mp3(file: Any, size: int, name: str) -> tuple[Any, int]:

@@ -29,6 +29,11 @@ _CLIPPED = frozenset(
 )
 
 
+_DROPPED_H = frozenset(
+    ("ER", "IM", "IS", "ERE", "OME", "ERSELF", "IMSELF", "ISSELF")
+)  # may end one: 'I saw 'er,' he said
+
+
 def normalize_text(text: str) -> str:
     """Turn ordinary English into the characters A-Z, apostrophe and single spaces.
 
@@ -80,7 +85,7 @@ def _drop_quotes(words: list[str]) -> None:
             continue
         closing = None
         for j in range(i, len(words)):
-            if j > i and opens(words[j]) and words[j][-1] != CLOSING:  # 'I saw 'er,' he said
+            if j > i and opens(words[j]) and words[j].strip("'" + CLOSING) not in _DROPPED_H:
                 break
             if words[j][-1] == CLOSING:
                 closing = j

@@ -438,7 +438,8 @@ def in_place_of(path: Path) -> Iterator[Path]:
     if not path.name:
         raise AsrError(f"{path}: cannot be written (a folder); name a file")
     # A pipe or a device cannot be replaced, nor what the shell has opened.
-    if path.is_relative_to("/dev") or (os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))):
+    opened = path.is_relative_to("/dev/fd") or path in (Path("/dev/stdout"), Path("/dev/stderr"))
+    if opened or (os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))):
         try:
             yield path
         except OSError as error:

@@ -402,7 +402,20 @@ def test_wav_with_more_sound_than_its_header_tells(tone):
     stale = with_wav_sizes(data, 36 + RATE, RATE)
     np.testing.assert_allclose(audio.load(stale), tone, atol=1e-4)
     assert audio.duration(stale) == 2.0
-    assert reason_of(data + data) == f"audio bytes: {JOINED}"
+    for subtype in ("PCM_16", "PCM_24", "PCM_U8", "ULAW"):
+        data = encode(tone[:-1], subtype=subtype)
+        assert reason_of(data + data) == f"audio bytes: {JOINED}"
+
+
+@pytest.mark.parametrize("subtype", ["ULAW", "PCM_U8"])
+def test_bytes_of_quiet_sound_are_no_name(subtype):
+    """The other way about: sound of 8 bits is full of printable bytes."""
+    data = encode(0.2 * chirp(2.0), subtype=subtype)
+    whole = len(audio.load(data))
+    at = data.index(b"data") + 4
+    for told in range(5000, 5100):
+        stale = data[:at] + told.to_bytes(4, "little") + data[at + 4 :]
+        assert len(audio.load(stale)) == whole
 
 
 @pytest.mark.parametrize(
@@ -447,6 +460,8 @@ def ape_tag(size, flags):
         (b"", bytes(300) + ape_tag(332, 0)),
         (b"", ape_tag(332, 5 << 29) + bytes(300) + ape_tag(332, 1 << 31)),  # with a header
         (b"", bytes(300) + ape_tag(332, 0) + b"TAG" + bytes(125)),
+        (b"", b"TAG" + bytes(125) + bytes(300) + ape_tag(332, 0)),
+        (b"", 2 * (b"TAG" + bytes(125))),
         (b"ID3\x03\0\0\0\0\x01\0" + b"\xff\xfb\x90\0" * 32, b""),  # that looks like frames of an MP3
         (b"ID3\x03\0\0\0\0\x01\0" + bytes(128), b"TAG" + bytes(125)),
     ],

@@ -76,6 +76,8 @@ def test_a_seed_that_cannot_be_leaves_what_is_there(tmp_path):
 
 def test_utf_16_is_named(tmp_path):
     (tmp_path / "text.txt").write_text("THE CAT SAT\n" * 9, encoding="utf-16")
+    (tmp_path / "other.txt").write_text("\n".join(["ON\0 THE MAT", *sentences(200)]))
+    prepare_text([tmp_path / "other.txt"], tmp_path / "out", held_out=0.2)
     with pytest.raises(CorpusError, match=r"text.txt: is no UTF-8 text, perhaps UTF-16; save it as UTF-8"):
         prepare_text([tmp_path / "text.txt"], tmp_path / "out")
 

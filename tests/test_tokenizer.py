@@ -113,6 +113,8 @@ def test_periods(text, expected):
         ("the dogs', and,'tis", "THE DOGS' AND 'TIS"),
         ("rock-'n'-roll, runnin', goin'!", "ROCK 'N' ROLL RUNNIN' GOIN'"),
         ("'I saw 'er,' he said. 'Come 'ere!' he cried.", "I SAW 'ER HE SAID COME 'ERE HE CRIED"),
+        ("The 'phone rang. 'Yes,' he said.", "THE 'PHONE RANG YES HE SAID"),
+        ("He took the 'cello, and said, 'Listen,' to her.", "HE TOOK THE 'CELLO AND SAID LISTEN TO HER"),
         ("'It is 5,' he said, 'or 5 %.'", "IT IS FIVE HE SAID OR FIVE PERCENT"),
     ],
 )

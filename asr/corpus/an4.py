@@ -250,9 +250,6 @@ def convert(official: Path, part: str, folder: Path) -> list[Dropped]:
                     os.utime(temporary, ns=(made_at, made_at))
                     os.replace(temporary, target)
                 transcripts.setdefault(speaker, []).append(f"{identity} {text}".rstrip())
-        for stale in folder.iterdir() if folder.is_dir() else ():
-            if stale.is_dir() and stale.name not in transcripts:
-                shutil.rmtree(stale)
         for speaker, lines in transcripts.items():
             path = folder / speaker / "0" / f"{speaker}-0.trans.txt"
             temporary = path.with_name(f".{path.name}.tmp")
@@ -264,6 +261,10 @@ def convert(official: Path, part: str, folder: Path) -> list[Dropped]:
     if not transcripts:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in Counter(d.reason for d in dropped).items())
         raise CorpusError(f"an4-{part} in {official} has no usable utterance: {reasons or 'its transcripts are blank'}")
+    for path in folder.glob("*/0/*-0.trans.txt"):  # of speakers that are no longer there
+        gone = path.parent.parent
+        if path.name == f"{gone.name}-0.trans.txt" and gone.name not in transcripts and not gone.is_symlink():
+            shutil.rmtree(gone, ignore_errors=True)
     return dropped
 
 

@@ -92,7 +92,7 @@ def write_chapters(
                     progress.advance(task)
             except BrokenProcessPool as error:
                 raise ConfigError(
-                    f"{folder}: a process was ended from outside, perhaps for lack of memory; lower processes and go on"
+                    f"{folder}: a process has ended, perhaps for lack of memory; lower processes and go on"
                 ) from error
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)

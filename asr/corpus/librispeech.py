@@ -381,7 +381,7 @@ def is_evaluation(subset: str, eval_subsets: Iterable[str] | None = None) -> boo
 
 
 def check_speakers(scans: Sequence[SubsetScan], eval_subsets: Iterable[str] | None = None) -> None:
-    """Raise CorpusError where a speaker, or copies of one, stand in both a training and an evaluation subset."""
+    """Raise CorpusError where a speaker of an evaluation subset, or copies of one, stand in a training subset."""
     if eval_subsets is not None:
         eval_subsets = list(eval_subsets)
         if unknown := sorted(set(eval_subsets) - {scan.name for scan in scans}):
@@ -391,7 +391,8 @@ def check_speakers(scans: Sequence[SubsetScan], eval_subsets: Iterable[str] | No
         if not is_evaluation(scan.name, eval_subsets):
             for speaker in scan.speakers:
                 training.setdefault(speaker, scan.name)
-                training.setdefault(speaker.lstrip(COPY), scan.name)
+                if scan.name.endswith(("-augmented", "-spliced")):
+                    training.setdefault(speaker.lstrip(COPY), scan.name)
     shared = [
         (speaker, training[speaker], scan.name)
         for scan in scans

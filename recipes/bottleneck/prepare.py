@@ -149,7 +149,7 @@ def prepare(corpus: WordCorpus, output: Path, say: Say | None = None) -> None:
     root = output / "audio"
     make_writable(root, "output")
     # No longer true from here on, also where this is interrupted: what is written, and what it says.
-    for stale in (done, *output.glob("*.jsonl.gz"), output / "summary.json"):
+    for stale in (done, *(path for subset in corpus.subsets for path in output.glob(f"*_{subset}.jsonl.gz"))):
         stale.unlink(missing_ok=True)
     for subset in corpus.subsets:
         shutil.rmtree(root / subset, ignore_errors=True)  # other settings' utterances, which would be scanned too

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +202,9 @@ def test_nothing_stays_of_a_speaker_whose_audio_is_gone(official, tmp_path):
     out = tmp_path / "out"
     train, *_ = an4.prepare(official, out, dev_utterances=0)
     speaker = min(train.speakers)
+    (out / "audio/an4-train/notes").mkdir()
+    (out / "audio/an4-train/notes/mine.txt").write_text("")
+    (out / "audio/an4-train/link").symlink_to(out / "audio/an4-train/notes")
     for path in list(official.rglob("*")):
         if path.is_file() and path.parent.name == speaker:
             path.unlink()
@@ -208,6 +212,12 @@ def test_nothing_stays_of_a_speaker_whose_audio_is_gone(official, tmp_path):
     assert speaker not in train.speakers
     assert not {u.id for u in train.utterances} & {d.id for d in train.dropped}
     assert train.dropped
+    assert (out / "audio/an4-train/notes/mine.txt").is_file()
+    kept = sorted(out.rglob("*.flac"))
+    shutil.move(official / "an4/wav", tmp_path / "elsewhere")
+    with pytest.raises(CorpusError, match="has no usable utterance"):
+        an4.prepare(official, out, dev_utterances=0)
+    assert sorted(out.rglob("*.flac")) == kept
 
 
 def test_librispeech_layout_is_used_as_it_is(tmp_path, chapter_writer):

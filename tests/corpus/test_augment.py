@@ -198,5 +198,5 @@ def end(_):
 
 
 def test_a_process_that_is_ended_from_outside_is_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="ended from outside, perhaps for lack of memory; lower processes and go on"):
+    with pytest.raises(ConfigError, match="a process has ended, perhaps for lack of memory; lower processes and go on"):
         write_chapters("x", tmp_path, [1, 2], 0, 1.0, end, processes=2)

@@ -276,6 +276,8 @@ def test_copies_of_evaluation_speech_in_a_training_subset_stop(corpus, tmp_path,
     with pytest.raises(CorpusError, match=r"speaker 84 is in both more-augmented \(training\) and dev-toy"):
         prepare(corpus, ["train-toy", "more-augmented", "dev-toy"], tmp_path / "out", eval_subsets="dev-toy")
     prepare(corpus, ["train-toy", "more-augmented"], tmp_path / "out")
+    chapter_writer(corpus / "LibriSpeech/more", "A84/121", {"A84-121-0000": (2.0, "YES")})  # somebody's name
+    prepare(corpus, ["train-toy", "more", "dev-toy"], tmp_path / "out")
     with pytest.raises(ConfigError, match=r"corpus.root should be the folder that holds LibriSpeech/, not None"):
         prepare(None, ["train-toy"], tmp_path / "out")
 
