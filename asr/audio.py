@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from asr.errors import AudioError
 
-__all__ = ["AudioSource", "Samples", "audio_below", "duration", "load", "stream"]
+__all__ = ["AudioSource", "Samples", "audio_below", "duration", "load", "sphere_frames", "stream"]
 
 Samples = NDArray[np.float32]
 AudioSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[Any] | Any  # Any: tensors
@@ -219,7 +219,8 @@ def _opened(source: AudioSource, name: str) -> Iterator[_Sound]:
             elif head[:3] == b"ID3" or (head[0] == 0xFF and head[1:] and head[1] & 0xE0 == 0xE0):
                 file, xing_frames = _checked_mp3(file, size, name)
             elif head[:7] == b"NIST_1A":
-                told = _sphere_frames(file)
+                file.seek(0)
+                told = sphere_frames(file.read(1024))
             file.seek(0)
             if file.read(4) == b"fLaC" and (tags := _tags_at_end(file)):  # which its decoder takes for damaged sound
                 file.seek(0)
@@ -478,10 +479,9 @@ def _mp3_kind(header: bytes) -> tuple[int, int, bool]:
     return header[1] & 0x18, header[2] & 0x0C, header[3] >> 6 == 3
 
 
-def _sphere_frames(file: Any) -> int:
-    """The samples that a SPHERE header tells of, or 0."""
-    file.seek(0)
-    told = re.search(rb"^sample_count -i (\d+)", file.read(1024), re.M)
+def sphere_frames(header: bytes) -> int:
+    """The samples that a SPHERE header tells of, or 0; libsndfile reads what is there of them without a word."""
+    told = re.search(rb"^sample_count -i (\d+)", header, re.M)
     return int(told[1]) if told else 0
 
 

@@ -163,13 +163,12 @@ def transcribe(
     outputs = output_paths(files, folder) if folder else [Path()] * len(files)
     for wrong in errors:
         complain(wrong)
-    wanted, opened = [], []
+    wanted = []
     for file, output in zip(files, outputs, strict=True):
         if skip_existing and all(os.path.isfile(f"{output}.{suffix}") for suffix in formats):
             continue
         try:
-            wanted.append((source := open_audio(file), file.name, output))
-            opened.append((source, file))
+            wanted.append((open_audio(file), file, output))
         except AudioError as error:
             complain(error)
     if not wanted:
@@ -199,12 +198,12 @@ def transcribe(
         nbest=nbest if nbest > 1 else None,
     )
     if plot:
-        recogniser.on_segment = _plotter(recogniser, {name: output for _, name, output in wanted}, complain)
+        recogniser.on_segment = _plotter(recogniser, {file.name: output for _, file, output in wanted}, complain)
     to_stdout = get_writer("jsonl" if formats == ["json"] else formats[0])
-    sources, names = [source for source, _, _ in wanted], [name for _, name, _ in wanted]
+    sources, names = [source for source, _, _ in wanted], [file.name for _, file, _ in wanted]
     output_of = {id(source): output for source, _, output in wanted}
     ids = dict(zip(map(id, files), file_ids([file.name for file in files]), strict=True))
-    id_of = {id(source): ids[id(file)] for source, file in opened}
+    id_of = {id(source): ids[id(file)] for source, file, _ in wanted}
     with AudioProgress(sources) as progress:
         for source, result in recogniser.transcribe_all(sources, names, progress.advance, in_order=not output_dir):
             with progress.hidden():

@@ -18,6 +18,7 @@ import numpy as np
 import soundfile
 from rich.progress import MofNCompleteColumn
 
+from asr.audio import sphere_frames
 from asr.config import check_kinds
 from asr.corpus.chapters import COPY
 from asr.corpus.librispeech import (
@@ -279,11 +280,9 @@ def _read(path: Path) -> np.ndarray | str:
     if rate != SAMPLE_RATE or samples.ndim != 1:
         return f"audio is not {SAMPLE_RATE} Hz mono"
     if path.suffix == ".sph":
-        # libsndfile reads a truncated NIST file to where it ends without a word; the header knows better.
-        head = path.read_bytes()[:1024]
-        expected = re.search(rb"sample_count -i (\d+)", head)
-        if expected and int(expected[1]) != len(samples):
-            return f"audio is corrupt: {len(samples)} of {int(expected[1])} samples can be decoded"
+        expected = sphere_frames(path.read_bytes()[:1024])
+        if expected and expected != len(samples):
+            return f"audio is corrupt: {len(samples)} of {expected} samples can be decoded"
     return samples if len(samples) else "audio is empty"
 
 
