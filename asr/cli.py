@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -65,11 +65,15 @@ def options(
 
 Beam = Annotated[
     int | None,
-    typer.Option(min=1, help="Hypotheses kept in the search; 1 is greedy.", show_default="the model's, else 1"),
+    typer.Option(
+        min=1,
+        help="Hypotheses kept in the search; 1 is greedy, and without the language model unless --lm-weight is given.",
+        show_default="as `asr info` says",
+    ),
 ]
 LmWeight = Annotated[
     float | None,
-    typer.Option(min=0, help="How much the language model counts; 0: not at all.", show_default="the model's"),
+    typer.Option(min=0, help="How much the language model counts; 0: not at all.", show_default="as `asr info` says"),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.", show_default="all cores")]
@@ -323,9 +327,10 @@ def info(
     model: Model = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Tell what a model is, what it was trained on, and its known word error rates."""
+    """Tell what a model is, what it was trained on, its known word error rates, and how it searches by default."""
     from asr.bundle import load_bundle
-    from asr.transcriber import find_model
+    from asr.decoding.beam_search import DecodingConfig
+    from asr.transcriber import choose_decoding, find_model
 
     folder = find_model(model)
     bundle = load_bundle(folder)
@@ -351,6 +356,12 @@ def info(
             "size_mb": round((folder / "language_model.safetensors").stat().st_size / 1e6, 1),
             **{name: settings[name] for name in ("training", "decoding") if settings.get(name)},
         }
+    search, given_none = choose_decoding(bundle), DecodingConfig(beam=1)
+    facts["search"] = {
+        field.name: getattr(search, field.name)
+        for field in fields(search)
+        if field.name == "beam" or getattr(search, field.name) != getattr(given_none, field.name)
+    }
     if as_json:
         typer.echo(json.dumps(facts, ensure_ascii=False, default=str))  # YAML has dates
         return

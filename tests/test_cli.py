@@ -15,12 +15,13 @@ from toy_speech import speak
 from typer.testing import CliRunner
 
 from asr import cli
+from asr.bundle import load_bundle
 from asr.errors import AsrError
 from asr.microphone import blocks
 from asr.model.word_lm import estimate, save_word_lm
 from asr.scoring import read_transcripts
 from asr.segmenter import Segmenter
-from asr.transcriber import Transcriber
+from asr.transcriber import Transcriber, choose_decoding
 
 
 @pytest.fixture
@@ -561,6 +562,7 @@ def test_info(run, toy_bundle):
     assert code == 0
     assert facts["parameters"] > 10_000
     assert facts["training"]["dev_wer"] == 0.5
+    assert facts["search"]["beam"] == 1
     assert "train-toy" in run("info")[1]
     settings = toy_bundle / "config.yaml"
     settings.write_text(settings.read_text() + "  date: 2026-12-01\n")  # which YAML takes for a date, not for text
@@ -581,6 +583,10 @@ def test_the_language_model(run, toy_bundle, files):
     assert run("transcribe", "--lm-weight", "-1", *files)[0] == 2
     facts = json.loads(run("info", "--json")[1])["language_model"]
     assert (facts["kind"], facts["training"]) == ("word n-gram", {"words": 6})
+    search = json.loads(run("info", "--json")[1])["search"]
+    assert search["beam"] == choose_decoding(load_bundle(toy_bundle)).beam > 1
+    assert search["lm_weight"] > 0
+    assert "search: lm_weight" in run("info")[1]
     assert "word n-gram" in run("info")[1]
 
 

@@ -117,7 +117,7 @@ def show(report: dict[str, Any], console: Console) -> None:
             if batch > 1 and r["system"] in NOTES:
                 console.print(f"{r['system']}: {NOTES[r['system']]}")
         if must := MUST.get((batch, ctc)):
-            console.print(f"against speechbrain this must be {must:g} at least, and should be {AIM:g}")
+            console.print(f"against speechbrain {must:g} at least is asked for, and {AIM:g} aimed at")
     for skipped in report["skipped"]:
         where = title(skipped["batch"], skipped["ctc"])
         console.print(f"skipped: {where}: {skipped['system']} {skipped['precision']}: {skipped['reason']}")

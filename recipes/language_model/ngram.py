@@ -2,7 +2,7 @@
 
 python recipes/language_model/ngram.py text=data/text output=runs/ngram/model
 python recipes/language_model/ngram.py ngrams=1000000 vocabulary=40000      # smaller
-python recipes/language_model/ngram.py lexicon=[cmudict.dict] vocabulary=100000     # words that the text lacks, too
+python recipes/language_model/ngram.py "lexicon=[cmudict.dict]" vocabulary=100000     # words that the text lacks, too
 python recipes/language_model/ngram.py lstm_from=asr/assets/mini share=0.9         # beside the word LSTM of that folder
 
 Every setting, with what it means: conf/ngram.yaml.

@@ -1,7 +1,7 @@
 """Text files -> what train.py reads: normalised, shuffled character ids, without what overlaps with evaluation data.
 
-python recipes/language_model/prepare.py text=[sentences.txt.xz] overlap_with=[data/LibriSpeech/dev-clean]
-python recipes/language_model/prepare.py text=[books/,data/LibriSpeech/train-clean-5] on_overlap=stop output=data/text
+python recipes/language_model/prepare.py "text=[sentences.txt.xz]" "overlap_with=[data/LibriSpeech/dev-clean]"
+python recipes/language_model/prepare.py "text=[books/,data/LibriSpeech/train-clean-5]" on_overlap=stop output=data/text
 
 One sentence a line. Every setting, with what it means: conf/prepare_text.yaml.
 """

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # From text files to a language model: set up, prepare, train. Run it again to go on after an interruption.
 #
-#     recipes/language_model/run.sh text=[FILE,FOLDER,...] overlap_with=[TRANSCRIPTS,...]
-#     recipes/language_model/run.sh text=[sentences.txt.xz] overlap_with=[data/LibriSpeech/dev-clean] trainer.max_minutes=120
-#     recipes/language_model/run.sh kind=words text=[sentences.txt.xz] trainer.max_minutes=60     # n-gram and LSTM over words
+#     recipes/language_model/run.sh "text=[FILE,FOLDER,...]" "overlap_with=[TRANSCRIPTS,...]"
+#     recipes/language_model/run.sh "text=[sentences.txt.xz]" "overlap_with=[data/LibriSpeech/dev-clean]" trainer.max_minutes=120
+#     recipes/language_model/run.sh kind=words "text=[sentences.txt.xz]" trainer.max_minutes=60     # n-gram and LSTM over words
 #
 # What else is given goes to train.py, or with kind=words to word_lstm.py. The folder of the run is runs/language_model, or
 # output=.

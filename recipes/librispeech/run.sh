@@ -3,7 +3,7 @@
 #
 #     recipes/librispeech/run.sh                        # downloads mini LibriSpeech (0.5 GB) into data/
 #     recipes/librispeech/run.sh corpus.root=DIR corpus.train=[train-clean-100] corpus.dev=[dev-clean] output=runs/clean
-#     recipes/librispeech/run.sh text=[sentences.txt.xz] hours=40            # and sentences read by synthetic voices
+#     recipes/librispeech/run.sh "text=[sentences.txt.xz]" hours=40            # and sentences read by synthetic voices
 #     recipes/librispeech/run.sh experiment=small trainer.max_epochs=20      # one stage with settings of your own
 #
 # Three stages of training: from nothing, by CTC alone, over characters and phones; on with two more encoder layers and the
@@ -57,8 +57,8 @@ setup_venv ".[train,tts,augment]"
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 launch=(python)
 processes=1
-if [[ $cores -gt 1 && -z $experiment ]] && ! python -c 'import sys, torch; sys.exit(not torch.accelerator.is_available())'; then
-    # without a GPU two processes get through 1.5 times as much speech as one of as many threads
+if [[ $cores -gt 1 && -z $experiment ]] && ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    # without an NVIDIA GPU two processes get through 1.5 times as much speech as one of as many threads
     launch=(torchrun --standalone --nproc-per-node=2)
     processes=2
     export OMP_NUM_THREADS=$((cores / 2))

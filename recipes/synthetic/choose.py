@@ -1,7 +1,7 @@
 """Sentences of a prepared text with words that the recordings lack -> a text for synthetic voices to read.
 
 python recipes/synthetic/choose.py text=data/text recordings=[data/LibriSpeech/train-clean-5] output=data/rare.txt
-python recipes/language_model/prepare.py text=[data/rare.txt] held_out=0.02 output=data/rare
+python recipes/language_model/prepare.py "text=[data/rare.txt]" held_out=0.02 output=data/rare
 python recipes/synthetic/prepare.py text=data/rare hours=35 output=data/synthetic
 
 Every setting, with what it means: conf/choose.yaml.

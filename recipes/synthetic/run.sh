@@ -2,8 +2,8 @@
 # From a text to speech to train on: sentences read aloud by all voices that there are, and copies in rooms and noise. Run it
 # again to go on after an interruption.
 #
-#     recipes/synthetic/run.sh text=[sentences.txt.xz] overlap_with=[data/LibriSpeech/dev-clean] hours=40
-#     recipes/synthetic/run.sh text=[sentences.txt.xz] noises=FOLDER         # recordings without speech, for the copies
+#     recipes/synthetic/run.sh "text=[sentences.txt.xz]" "overlap_with=[data/LibriSpeech/dev-clean]" hours=40
+#     recipes/synthetic/run.sh "text=[sentences.txt.xz]" noises=FOLDER         # recordings without speech, for the copies
 #
 # Subsets spoken-*, and of each -augmented, in data/spoken or output=. flite's voices, where it is installed, read a quarter of
 # the hours, Pico's, where there is a C compiler and what Python needs for it, a fifth.
