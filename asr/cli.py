@@ -329,7 +329,6 @@ def info(
 ) -> None:
     """Tell what a model is, what it was trained on, its known word error rates, and how it searches by default."""
     from asr.bundle import load_bundle
-    from asr.decoding.beam_search import DecodingConfig
     from asr.transcriber import choose_decoding, find_model
 
     folder = find_model(model)
@@ -356,11 +355,11 @@ def info(
             "size_mb": round((folder / "language_model.safetensors").stat().st_size / 1e6, 1),
             **{name: settings[name] for name in ("training", "decoding") if settings.get(name)},
         }
-    search, given_none = choose_decoding(bundle), DecodingConfig(beam=1)
+    search = choose_decoding(bundle)
     facts["search"] = {
         field.name: getattr(search, field.name)
         for field in fields(search)
-        if field.name == "beam" or getattr(search, field.name) != getattr(given_none, field.name)
+        if field.name == "beam" or getattr(search, field.name) != field.default
     }
     if as_json:
         typer.echo(json.dumps(facts, ensure_ascii=False, default=str))  # YAML has dates

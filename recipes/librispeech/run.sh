@@ -2,7 +2,7 @@
 # From nothing to a WER: set up, prepare, train, decode. Run it again to go on after an interruption.
 #
 #     recipes/librispeech/run.sh                        # downloads mini LibriSpeech (0.5 GB) into data/
-#     recipes/librispeech/run.sh corpus.root=DIR corpus.train=[train-clean-100] corpus.dev=[dev-clean] output=runs/clean
+#     recipes/librispeech/run.sh corpus.root=DIR "corpus.train=[train-clean-100]" "corpus.dev=[dev-clean]" output=runs/clean
 #     recipes/librispeech/run.sh "text=[sentences.txt.xz]" hours=40            # and sentences read by synthetic voices
 #     recipes/librispeech/run.sh experiment=small trainer.max_epochs=20      # one stage with settings of your own
 #
